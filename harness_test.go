@@ -1,0 +1,315 @@
+package redfour_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/redfour-go/redfour"
+)
+
+// bubble runs f with a miniredis whose clock is the bubble's. Nothing sleeps in
+// it for real, durations are exact, and a goroutine that is left over fails the
+// test.
+func bubble(t *testing.T, f func(t *testing.T, m *mini)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		m := &mini{miniredis.NewMiniRedis()}
+		m.ClockTTL(true)
+		t.Cleanup(m.Close)
+		f(t, m)
+	})
+}
+
+// pass lets time go by. It is for bubbles, where that takes none.
+func pass(d time.Duration) { <-time.After(d) }
+
+// A mini is a miniredis that is reached without sockets.
+type mini struct{ *miniredis.Miniredis }
+
+func (m *mini) client(t *testing.T, via ...*link) *redis.Client {
+	t.Helper()
+	// The pool is larger than any test needs: go-redis shares the timers of those
+	// who wait for a connection between all clients, and so between bubbles.
+	o := &redis.Options{Addr: "127.0.0.1:6379", PoolSize: 10_000, MaxRetries: 3}
+	o.Dialer = func(context.Context, string, string) (net.Conn, error) { return m.Dial() }
+	for _, l := range via {
+		o.Dialer = l.through(o.Dialer)
+	}
+	return newClient(t, o, via...)
+}
+
+func newClient(t *testing.T, o *redis.Options, via ...*link) *redis.Client {
+	t.Helper()
+	client := redis.NewClient(o)
+	for _, l := range via {
+		client.AddHook(l)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+// lock makes a Lock with a client of its own.
+func (m *mini) lock(t *testing.T, via ...*link) *redfour.Lock {
+	t.Helper()
+	return newLock(t, m.client(t, via...))
+}
+
+func newLock(t *testing.T, client redis.UniversalClient, opts ...redfour.Option) *redfour.Lock {
+	t.Helper()
+	l, err := redfour.New(client, opts...)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// A link is a client's way to its server, on which things go wrong. It sees the
+// scripts as a hook of the client, and the bytes as its dialer.
+type link struct {
+	mu      sync.Mutex // guards what follows
+	scripts int        // sent so far
+	ears    int        // connections that subscribed so far
+	before  func(ctx context.Context, cmd redis.Cmder) error
+	after   func(ctx context.Context, cmd redis.Cmder) error
+	conns   map[*linkConn]struct{}
+	down    bool // no new connections
+}
+
+// beforeScript calls f before each script is sent; an error keeps it from being
+// sent. A nil f ends that.
+func (l *link) beforeScript(f func(ctx context.Context, cmd redis.Cmder) error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.before = f
+}
+
+// afterScript calls f after each script has run; its error takes the place of the reply.
+func (l *link) afterScript(f func(ctx context.Context, cmd redis.Cmder) error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.after = f
+}
+
+// once makes f apply to the first script that matches only.
+func once(match func(redis.Cmder) bool, f func() error) func(context.Context, redis.Cmder) error {
+	var mu sync.Mutex
+	done := false
+	return func(_ context.Context, cmd redis.Cmder) error {
+		mu.Lock()
+		hit := !done && match(cmd)
+		done = done || hit
+		mu.Unlock()
+		if hit {
+			return f()
+		}
+		return nil
+	}
+}
+
+func anyScript(redis.Cmder) bool { return true }
+
+// Scripts are told apart by how many keys and arguments they have.
+func isAcquire(cmd redis.Cmder) bool { return cmd.Args()[2] == 2 }
+func isRelease(cmd redis.Cmder) bool {
+	args := cmd.Args()
+	return args[2] == 1 && strings.HasSuffix(argument(args, len(args)-1), "-release")
+}
+func isRenew(cmd redis.Cmder) bool { return !isAcquire(cmd) && !isRelease(cmd) }
+
+func argument(args []any, i int) string {
+	s, _ := args[i].(string)
+	return s
+}
+
+// lostReply is what go-redis returns when the server hung up before it answered.
+func lostReply() error { return io.EOF }
+
+func (l *link) sent() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.scripts
+}
+
+func (l *link) subscriptions() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ears
+}
+
+func (l *link) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (l *link) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+func (l *link) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if !strings.HasPrefix(cmd.Name(), "eval") {
+			return next(ctx, cmd)
+		}
+		l.mu.Lock()
+		l.scripts++
+		before, after := l.before, l.after
+		l.mu.Unlock()
+		if before != nil {
+			if err := before(ctx, cmd); err != nil {
+				cmd.SetErr(err)
+				return err
+			}
+		}
+		err := next(ctx, cmd)
+		if redis.HasErrorPrefix(err, "NOSCRIPT") {
+			return err
+		}
+		if after != nil {
+			if lost := after(ctx, cmd); lost != nil {
+				cmd.SetErr(lost)
+				return lost
+			}
+		}
+		return err
+	}
+}
+
+type dialer = func(ctx context.Context, network, addr string) (net.Conn, error)
+
+func (l *link) through(dial dialer) dialer {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		l.mu.Lock()
+		down := l.down
+		l.mu.Unlock()
+		if down {
+			return nil, &net.OpError{Op: "dial", Net: network, Err: io.ErrClosedPipe}
+		}
+		conn, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		lc := &linkConn{Conn: conn, link: l}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.conns == nil {
+			l.conns = make(map[*linkConn]struct{})
+		}
+		l.conns[lc] = struct{}{}
+		return lc, nil
+	}
+}
+
+// setDown refuses new connections, or lets them through again.
+func (l *link) setDown(down bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.down = down
+}
+
+// cut closes the connections that match.
+func (l *link) cut(match func(*linkConn) bool) {
+	for _, c := range l.matching(match) {
+		_ = c.Close()
+	}
+}
+
+// mute makes the connections that match lose what the server sends, without an error.
+func (l *link) mute(match func(*linkConn) bool) {
+	for _, c := range l.matching(match) {
+		c.mu.Lock()
+		c.muted = true
+		c.mu.Unlock()
+	}
+}
+
+func (l *link) matching(match func(*linkConn) bool) []*linkConn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var found []*linkConn
+	for c := range l.conns {
+		if match(c) {
+			found = append(found, c)
+		}
+	}
+	return found
+}
+
+func everyConn(*linkConn) bool { return true }
+
+// isSubscriber matches the connections that have subscribed.
+func isSubscriber(c *linkConn) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.subscribed
+}
+
+type linkConn struct {
+	net.Conn
+	link *link
+
+	mu         sync.Mutex // guards what follows
+	subscribed bool
+	muted      bool
+}
+
+func (c *linkConn) Write(b []byte) (int, error) {
+	if strings.Contains(string(b), "\r\nsubscribe\r\n") {
+		c.mu.Lock()
+		c.subscribed = true
+		c.mu.Unlock()
+		c.link.mu.Lock()
+		c.link.ears++
+		c.link.mu.Unlock()
+	}
+	return c.Conn.Write(b)
+}
+
+func (c *linkConn) Read(b []byte) (int, error) {
+	for {
+		n, err := c.Conn.Read(b)
+		c.mu.Lock()
+		muted := c.muted
+		c.mu.Unlock()
+		if err != nil || !muted {
+			return n, err
+		}
+	}
+}
+
+func (c *linkConn) Close() error {
+	c.link.mu.Lock()
+	delete(c.link.conns, c)
+	c.link.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// acquired is what a WaitAcquire in the background brought.
+type acquired struct {
+	lease *redfour.Lease
+	err   error
+	after time.Duration
+}
+
+// waitFor starts a WaitAcquire. In a bubble, follow it with synctest.Wait.
+func waitFor(ctx context.Context, l *redfour.Lock, id string, ttl time.Duration) <-chan acquired {
+	c := make(chan acquired, 1) // the one result; the test may not take it
+	start := time.Now()
+	go func() {
+		lease, err := l.WaitAcquire(ctx, id, ttl)
+		c <- acquired{lease, err, time.Since(start)}
+	}()
+	return c
+}
+
+func mustAcquire(t *testing.T, l *redfour.Lock, id string, ttl time.Duration) *redfour.Lease {
+	t.Helper()
+	lease, err := l.Acquire(t.Context(), id, ttl)
+	require.NoError(t, err)
+	return lease
+}

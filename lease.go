@@ -1,0 +1,549 @@
+package redfour
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// A Lease is one holding of a lock. Its exported fields never change after the
+// grant. Copies of a Lease are the same lease: they share what renewals change.
+//
+// A Lease can leave the process as JSON, and be renewed, kept alive and released
+// elsewhere: {"id", "index", "token", "ttl"}, with the ttl in milliseconds. The
+// object that npm redfour and ioredfour return decodes into a Lease as well. Who
+// has the token can end the lease, so treat it as a secret.
+type Lease struct {
+	ID        string        // as passed to Acquire
+	Index     int64         // fencing token: greater than that of every earlier lease of this ID
+	Token     string        // proof of ownership; empty in a lease that came from npm redfour
+	TTL       time.Duration // as granted
+	Immediate bool          // got at the first attempt
+
+	state *leaseState // shared by copies; nil in a Lease made by hand
+}
+
+// leaseKey is what makes two leases the same.
+type leaseKey struct {
+	id    string
+	index int64
+	token string
+}
+
+func (l *Lease) key() leaseKey { return leaseKey{l.ID, l.Index, l.Token} }
+
+// newLease makes the lease that an attempt has got. Its deadline is counted from
+// before the request was sent, so it passes here before it does in Redis.
+func newLease(id, token string, ttl time.Duration, r reply) *Lease {
+	return &Lease{
+		ID: id, Index: r.index, Token: token, TTL: ttl,
+		state: &leaseState{deadline: r.sent.Add(min(ttl, r.left)), ttl: ttl},
+	}
+}
+
+// shared returns the lease's state, or a new one that nobody shares.
+func (l *Lease) shared() *leaseState {
+	if l.state == nil {
+		return &leaseState{ttl: l.TTL}
+	}
+	return l.state
+}
+
+func checkLease(l *Lease) error {
+	if l == nil {
+		return errors.New("nil lease")
+	}
+	return checkID(l.ID)
+}
+
+// Deadline returns the time up to which the lease is held for certain, unless
+// Redis lost it (by a failover, a restart without data, an eviction or a
+// FLUSHALL). It is counted from before the request was sent, so Redis keeps the
+// lock a little longer. Renewals move it; after a release or a loss it is in the past.
+// It is zero in a process that has neither acquired nor renewed the lease.
+func (l *Lease) Deadline() time.Time {
+	return l.shared().held()
+}
+
+// Remaining returns the time up to [Lease.Deadline], and 0 if that has passed or
+// is not known.
+func (l *Lease) Remaining() time.Duration {
+	deadline := l.Deadline()
+	if deadline.IsZero() {
+		return 0
+	}
+	return max(0, time.Until(deadline))
+}
+
+type leaseJSON struct {
+	ID    string `json:"id"`
+	Index int64  `json:"index"`
+	Token string `json:"token,omitempty"`
+	TTL   int64  `json:"ttl"`
+}
+
+// MarshalJSON encodes the lease for another process. It contains the token.
+func (l Lease) MarshalJSON() ([]byte, error) {
+	return json.Marshal(leaseJSON{l.ID, l.Index, l.Token, l.TTL.Milliseconds()})
+}
+
+// UnmarshalJSON decodes what MarshalJSON encoded, or the object that npm redfour or
+// ioredfour returned. An object that says that the lock was not got is an error,
+// and so is one without an id. Npm takes ids that are numbers; they become the
+// decimal text that it makes of them.
+func (l *Lease) UnmarshalJSON(data []byte) error {
+	var v struct {
+		leaseJSON
+		ID      json.RawMessage `json:"id"`
+		Success *bool           `json:"success"`
+	}
+	if err := json.Unmarshal(data, &v); err != nil {
+		return fmt.Errorf("redfour: lease: %w", err)
+	}
+	if v.Success != nil && !*v.Success {
+		return errors.New("redfour: lease: the object says that the lock was not got")
+	}
+	id, err := decodeID(v.ID)
+	if err != nil {
+		return fmt.Errorf("redfour: lease: %w", err)
+	}
+	ttl := time.Duration(v.TTL) * time.Millisecond
+	if v.TTL < 0 || ttl/time.Millisecond != time.Duration(v.TTL) {
+		return fmt.Errorf("redfour: lease: impossible ttl of %d ms", v.TTL)
+	}
+	*l = Lease{ID: id, Index: v.Index, Token: v.Token, TTL: ttl, state: &leaseState{ttl: ttl}}
+	return nil
+}
+
+func decodeID(raw json.RawMessage) (string, error) {
+	var id string
+	if err := json.Unmarshal(raw, &id); err == nil {
+		return id, checkID(id)
+	}
+	var number json.Number
+	if err := json.Unmarshal(raw, &number); err != nil {
+		return "", errors.New("want an id that is a string or a number")
+	}
+	return number.String(), checkID(number.String())
+}
+
+// A leaseState is what changes in the life of a lease.
+type leaseState struct {
+	mu       sync.Mutex    // guards what follows
+	deadline time.Time     // zero: not known here
+	ttl      time.Duration // of the last grant or renewal
+	shortest time.Duration // of the renewals whose outcome is unknown; 0: none
+	over     error         // why the lease does not hold; nil while it may
+	overAt   time.Time     // when that became known
+	released bool          // a release was sent in time, and may have run
+
+	turn    chan struct{} // holds one element while a renewal is made; nil before the first
+	renewal *call         // the last one
+	changed chan struct{} // tells the keeper, if there is one, that the rest changed
+}
+
+// held is up to when the lease is held for certain.
+func (s *leaseState) held() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over != nil && (s.deadline.IsZero() || s.overAt.Before(s.deadline)) {
+		return s.overAt
+	}
+	return s.deadline
+}
+
+// renewUntil is up to when it makes sense to try a renewal. A deadline that
+// has passed leaves time to ask, because Redis keeps the lock a little longer.
+func (s *leaseState) renewUntil() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	switch {
+	case s.deadline.IsZero():
+		return now.Add(cleanupTime)
+	case s.deadline.Before(now):
+		return now.Add(patience)
+	}
+	return s.deadline
+}
+
+// releaseUntil is up to when it makes sense to try a release: as long as the
+// lease lasts, but somebody may be waiting for the answer.
+func (s *leaseState) releaseUntil() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if s.deadline.IsZero() {
+		return now.Add(cleanupTime)
+	}
+	return now.Add(min(cleanupTime, s.deadline.Sub(now)))
+}
+
+// attemptTime is how long one renewal may hang before another is tried.
+func (s *leaseState) attemptTime() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	left := time.Until(s.deadline)
+	if s.deadline.IsZero() || left <= 0 {
+		return patience
+	}
+	return min(patience, max(left/3, 10*time.Millisecond))
+}
+
+// end says that the lease does not hold, and why.
+func (s *leaseState) end(why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over == nil {
+		s.over, s.overAt = why, time.Now()
+	}
+}
+
+// takeTurn waits until no other renewal of this lease is made here, so that the
+// order in which Redis sees them is the order in which their replies count.
+func (s *leaseState) takeTurn(ctx context.Context) error {
+	s.mu.Lock()
+	if s.turn == nil {
+		s.turn = make(chan struct{}, 1)
+	}
+	turn := s.turn
+	s.mu.Unlock()
+	select {
+	case turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return contextError(ctx)
+	}
+}
+
+func (s *leaseState) giveTurn() { <-s.turn }
+
+// renewing says that c is about to renew the lease for ttl, from now at the
+// earliest. If that is less than is left, the lease may be shorter at once.
+func (s *leaseState) renewing(sent time.Time, ttl time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if deadline := sent.Add(ttl); !s.deadline.IsZero() && deadline.Before(s.deadline) {
+		s.deadline = deadline
+		s.tellKeeper()
+	}
+}
+
+// renewed says that the renewal that was sent at that time is in force. One whose
+// outcome is unknown may still come after it, and then leaves its own ttl.
+func (s *leaseState) renewed(sent time.Time, ttl time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ttl = ttl
+	if s.shortest > 0 {
+		ttl = min(ttl, s.shortest)
+	}
+	s.deadline = sent.Add(ttl)
+	s.tellKeeper()
+}
+
+// unresolved says that a renewal for ttl may or may not have come, or may come yet.
+func (s *leaseState) unresolved(ttl time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.shortest == 0 || ttl < s.shortest {
+		s.shortest = ttl
+	}
+}
+
+func (s *leaseState) tellKeeper() {
+	select {
+	case s.changed <- struct{}{}:
+	default: // there is no keeper, or it has been told
+	}
+}
+
+// inTime tells whether the lease still holds for certain, were it not released.
+func (s *leaseState) inTime() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Now().Before(s.deadline)
+}
+
+func (s *leaseState) mayBeReleased() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.released = true
+}
+
+func (s *leaseState) wasReleased() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.released
+}
+
+// renewOnce makes one attempt, and waits neither for ever nor after ctx.
+func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, ttl time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, state.attemptTime())
+	defer cancel()
+	if err := state.takeTurn(ctx); err != nil {
+		return err
+	}
+	defer state.giveTurn()
+	if ctx.Err() != nil {
+		return contextError(ctx)
+	}
+	state.renewing(time.Now(), ttl)
+	c := l.server.start(func() (reply, error) { return l.server.renew(ctx, key, ttl) })
+	state.setRenewal(c)
+	r, err := c.wait(ctx)
+	switch {
+	case err != nil && judge(err) == unknown:
+		state.unresolved(ttl)
+		return err
+	case err != nil:
+		return err
+	case r.status != statusDone:
+		err := notHeld(r)
+		state.end(err)
+		return err
+	}
+	state.renewed(r.sent, ttl)
+	return nil
+}
+
+func (s *leaseState) setRenewal(c *call) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.renewal = c
+}
+
+// joinRenewal waits for the last renewal to be over, for at most d: the connection
+// that it hangs on may have died.
+func (s *leaseState) joinRenewal(ctx context.Context, d time.Duration) {
+	s.mu.Lock()
+	c := s.renewal
+	s.mu.Unlock()
+	if c != nil {
+		_, _ = c.waitUntil(ctx, d)
+	}
+}
+
+// KeepAlive renews the lease at every third of its ttl, in the background, until ctx
+// ends, the returned function is called, the lease is released through this Lock
+// (also through a copy, or from its JSON), or the Lock is closed. A lease whose
+// deadline is not known is renewed at once. A second KeepAlive of a lease shares
+// the renewals of the first.
+//
+// The returned context ends with ctx, and as soon as the lease is lost: another
+// lease holds the lock, nobody does, or the deadline passed without a successful
+// renewal, even while one hangs. context.Cause then matches [ErrConflict] or
+// [ErrExpired]. After a release the cause matches [ErrNotHeld], after
+// [Lock.Close] it is [ErrClosed]. For a lease that cannot be kept alive the
+// context has ended already, with the reason as its cause.
+func (l *Lock) KeepAlive(ctx context.Context, lease *Lease) (context.Context, context.CancelFunc) {
+	kept, cancel := context.WithCancelCause(ctx)
+	stop := func() { cancel(nil) }
+	if err := checkKeepAlive(lease); err != nil {
+		cancel(fmt.Errorf("redfour: keep alive: %w", err))
+		return kept, stop
+	}
+	if kept.Err() != nil {
+		return kept, stop
+	}
+	if err := l.keep(kept, cancel, lease); err != nil {
+		cancel(wrap("keep alive", lease.ID, err))
+	}
+	return kept, stop
+}
+
+func checkKeepAlive(lease *Lease) error {
+	if err := checkLease(lease); err != nil {
+		return err
+	}
+	if lease.TTL < time.Millisecond {
+		return fmt.Errorf("ttl %v is shorter than 1ms", lease.TTL)
+	}
+	return nil
+}
+
+// A keeper keeps one lease alive for everybody who asked for it.
+type keeper struct {
+	key     leaseKey
+	state   *leaseState
+	changed chan struct{}           // state's; capacity 1, because one news is enough
+	cancel  context.CancelCauseFunc // ends run
+	done    chan struct{}           // closed when run has ended
+
+	users map[*context.CancelCauseFunc]struct{} // guarded by Lock.mu
+}
+
+// keep makes kept, which cancel ends, depend on the lease.
+func (l *Lock) keep(kept context.Context, cancel context.CancelCauseFunc, lease *Lease) error {
+	key, state := lease.key(), lease.shared()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return ErrClosed
+	}
+	if over := state.whyOver(); over != nil {
+		return over
+	}
+	k := l.keepers[key]
+	if k == nil {
+		k = l.newKeeper(key, state)
+		l.keepers[key] = k
+	}
+	k.users[&cancel] = struct{}{}
+	context.AfterFunc(kept, func() { l.leaveKeeper(k, &cancel) })
+	return nil
+}
+
+func (s *leaseState) whyOver() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.over
+}
+
+func (l *Lock) newKeeper(key leaseKey, state *leaseState) *keeper {
+	ctx, cancel := context.WithCancelCause(l.life)
+	k := &keeper{
+		key: key, state: state, changed: make(chan struct{}, 1), cancel: cancel,
+		done: make(chan struct{}), users: make(map[*context.CancelCauseFunc]struct{}),
+	}
+	state.setKeeper(k.changed)
+	l.crew.Start(func() {
+		defer close(k.done)
+		defer cancel(nil)
+		l.endKeeper(k, l.runKeeper(ctx, k))
+	})
+	return k
+}
+
+func (s *leaseState) setKeeper(changed chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changed = changed
+}
+
+// leaveKeeper is called for each user of k whose context has ended.
+func (l *Lock) leaveKeeper(k *keeper, user *context.CancelCauseFunc) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(k.users, user)
+	if len(k.users) == 0 {
+		l.forgetKeeperLocked(k)
+		k.cancel(nil)
+	}
+}
+
+// endKeeper tells the users of k why it ended.
+func (l *Lock) endKeeper(k *keeper, why error) {
+	l.mu.Lock()
+	l.forgetKeeperLocked(k)
+	users := k.users
+	k.users = nil
+	l.mu.Unlock()
+	if !errors.Is(why, ErrClosed) {
+		why = wrap("keep alive", k.key.id, why)
+	}
+	for cancel := range users {
+		(*cancel)(why)
+	}
+}
+
+// forgetKeeperLocked makes the next KeepAlive of the lease start afresh. L.mu is held.
+func (l *Lock) forgetKeeperLocked(k *keeper) {
+	if l.keepers[k.key] == k {
+		delete(l.keepers, k.key)
+	}
+}
+
+// stopKeeping ends the renewals of a lease that is about to be released, and waits
+// for the last one for at most d.
+func (l *Lock) stopKeeping(ctx context.Context, key leaseKey, d time.Duration) {
+	l.mu.Lock()
+	k := l.keepers[key]
+	l.mu.Unlock()
+	if k != nil {
+		k.cancel(errReleased)
+		<-k.done
+		k.state.end(errReleased)
+		k.state.joinRenewal(ctx, d)
+	}
+}
+
+// runKeeper renews until ctx ends or the lease is lost, and returns why. A
+// renewal runs beside it, so that a hanging one does not hide the deadline.
+func (l *Lock) runKeeper(ctx context.Context, k *keeper) error {
+	var (
+		started = time.Now()
+		timer   = time.NewTimer(0)
+		pending chan error // a renewal's outcome; nil when none is made
+		retry   time.Time  // when to try again after a failure
+		last    error      // of the failures since the last success
+		pauses  = backoff{min: 10 * time.Millisecond, max: 500 * time.Millisecond}
+	)
+	defer timer.Stop()
+	defer func() {
+		if pending != nil {
+			k.cancel(nil)
+			<-pending
+		}
+	}()
+	for {
+		ttl, due, deadline := k.state.terms(started)
+		if retry.After(due) {
+			due = retry
+		}
+		next := deadline
+		if pending == nil && due.Before(deadline) {
+			next = due
+		}
+		timer.Reset(time.Until(next))
+
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-k.changed:
+		case err := <-pending:
+			pending = nil
+			switch {
+			case errors.Is(err, ErrNotHeld):
+				return err
+			case err != nil:
+				retry, last = time.Now().Add(pauses.next()), err
+			default:
+				retry, last, pauses.step = time.Time{}, nil, 0
+			}
+		case <-timer.C:
+			now := time.Now()
+			switch {
+			case !now.Before(deadline):
+				return deadlinePassed(last)
+			case pending == nil && !now.Before(due):
+				pending = make(chan error, 1)
+				result := pending
+				l.crew.Start(func() { result <- l.renewOnce(ctx, k.key, k.state, ttl) })
+			}
+		}
+	}
+}
+
+// terms returns the ttl to renew for, when to do so, and when the lease is lost if
+// that fails. A lease whose deadline is not known ran when it was first kept
+// alive, if it ran at all.
+func (s *leaseState) terms(started time.Time) (ttl time.Duration, due, deadline time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.deadline.IsZero() {
+		return s.ttl, started, started.Add(s.ttl)
+	}
+	return s.ttl, s.deadline.Add(-s.ttl * 2 / 3), s.deadline
+}
+
+// deadlinePassed says why a lease could not be kept alive.
+func deadlinePassed(last error) error {
+	if last == nil {
+		return fmt.Errorf("%w: no renewal was answered in time", ErrExpired)
+	}
+	return fmt.Errorf("%w: last renewal: %w", ErrExpired, last)
+}

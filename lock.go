@@ -1,0 +1,545 @@
+// Package redfour is a lock on Redis for one process at a time across a fleet.
+package redfour
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/url"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redfour-go/redfour/internal/crew"
+)
+
+// ErrLocked says that another lease holds the lock. [Lock.Acquire] returns it
+// as a [*LockedError], which says for how long.
+var ErrLocked = errors.New("held by another lease")
+
+// ErrNotHeld says that the caller's lease holds no longer: the section that it
+// protected may have overlapped with another. [ErrExpired] and [ErrConflict],
+// which match it, say what Redis has instead.
+var ErrNotHeld = errors.New("lease not held")
+
+// ErrExpired says that nobody holds the lock: the lease ran out, was released
+// already, or was lost with the server's data. It matches [ErrNotHeld]. A caller
+// of [Lock.Release] who does not mind a possible overlap can ignore it.
+var ErrExpired error = &notHeldError{"lease expired"}
+
+// ErrConflict says that another lease holds the lock, and was left alone. It
+// matches [ErrNotHeld].
+var ErrConflict error = &notHeldError{"lease superseded by another"}
+
+// ErrClosed says that the [Lock] was closed.
+var ErrClosed = errors.New("lock closed")
+
+// errReleased ends the contexts that were kept alive for a lease which the
+// caller released meanwhile.
+var errReleased error = &notHeldError{"lease released"}
+
+type notHeldError struct{ text string }
+
+func (e *notHeldError) Error() string { return e.text }
+func (e *notHeldError) Unwrap() error { return ErrNotHeld }
+
+// A LockedError tells who holds a lock, as of the last answer from Redis. It
+// matches [ErrLocked].
+type LockedError struct {
+	ID    string        // the lock's id, as passed to Acquire
+	Index int64         // the holder's fencing token; 0 if its lease has none
+	TTL   time.Duration // what was left of the holder's lease; it may be renewed
+}
+
+// Error says how long the holder's lease lasts, and its index.
+func (e *LockedError) Error() string {
+	return fmt.Sprintf("%v (index %d, %v left)", ErrLocked, e.Index, e.TTL)
+}
+
+// Unwrap returns [ErrLocked].
+func (e *LockedError) Unwrap() error { return ErrLocked }
+
+// A Lock takes, renews and releases the locks of one namespace on one Redis. A
+// process needs one for each namespace, not one for each id. It is safe for
+// concurrent use. Make it with [New] or [Open]; [Lock.Close] it.
+type Lock struct {
+	server     *server
+	subscriber *subscriber
+	crew       *crew.Crew
+	owned      redis.UniversalClient   // closed by Close, unless nil
+	life       context.Context         //nolint:containedctx // The Lock's own life, no request's.
+	end        context.CancelCauseFunc // of life
+
+	mu       sync.Mutex // guards what follows
+	closed   bool
+	sections int                  // WithLocks that run
+	keepers  map[leaseKey]*keeper // leases that are kept alive
+}
+
+// New returns a Lock that works through the given client, which the caller
+// keeps and closes after the Lock. Any [redis.Options] do, the smallest pool
+// included. Only a ReadTimeout that is switched off is dangerous, because
+// go-redis then never gives up on a connection that has died silently.
+//
+// The client is a [*redis.Client], made by redis.NewClient or, for Sentinel, by
+// redis.NewFailoverClient. New returns an error for every other client and for
+// an invalid option; it sends nothing.
+func New(client redis.UniversalClient, opts ...Option) (*Lock, error) {
+	if err := checkClient(client); err != nil {
+		return nil, fmt.Errorf("redfour: new: %w", err)
+	}
+	c, err := newConfig(opts)
+	if err != nil {
+		return nil, fmt.Errorf("redfour: new: %w", err)
+	}
+	// The Lock outlives the request in which it happens to be made.
+	life, end := context.WithCancelCause(context.Background()) //nolint:forbidigo // See above.
+	goroutines := new(crew.Crew)
+	s := &server{client: client, names: names{c.namespace}, crew: goroutines}
+	return &Lock{
+		server:     s,
+		subscriber: newSubscriber(life, s, goroutines),
+		crew:       goroutines,
+		life:       life,
+		end:        end,
+		keepers:    make(map[leaseKey]*keeper),
+	}, nil
+}
+
+func checkClient(client redis.UniversalClient) error {
+	switch c := client.(type) {
+	case nil:
+		return errors.New("nil client")
+	case *redis.Client:
+		if c == nil {
+			return errors.New("nil *redis.Client")
+		}
+		return nil
+	case *redis.ClusterClient:
+		return errors.New("*redis.ClusterClient is not supported yet: " +
+			"the keys of a namespace are in different slots, and a script needs them in one")
+	case *redis.Ring:
+		return errors.New("*redis.Ring is not supported: it moves a key to another shard " +
+			"while the old one may still be alive, so that one lock gets two holders")
+	}
+	return fmt.Errorf("%T is not supported: want a *redis.Client", client)
+}
+
+// Open is [New] with a client of its own, made from a URL as redis.ParseURL
+// understands it: redis://…, rediss://… (TLS) or unix://…, with
+// user, password, database and options. [Lock.Close] closes the client. Open
+// connects to nothing yet. Its errors do not repeat the URL, which may
+// contain a password.
+func Open(rawURL string, opts ...Option) (*Lock, error) {
+	o, err := redis.ParseURL(rawURL)
+	if err != nil {
+		if _, ok := errors.AsType[*url.Error](err); ok {
+			err = errors.New("malformed URL")
+		}
+		return nil, fmt.Errorf("redfour: open: %w", err)
+	}
+	client := redis.NewClient(o)
+	l, err := New(client, opts...)
+	if err != nil {
+		return nil, errors.Join(err, client.Close())
+	}
+	l.owned = client
+	return l, nil
+}
+
+// acquireTime is for how long Acquire tries to reach Redis.
+const acquireTime = 5 * time.Second
+
+// Acquire tries once to take the lock of id for ttl, and does not wait for a
+// holder. The ttl is at least a millisecond, and rounded down to one. The id
+// is non-empty valid UTF-8; any content is fine.
+//
+// If the lock is held it returns a [*LockedError]. If Redis cannot be reached it
+// tries again, within ctx and for at most 5 s, and then returns the last error,
+// which matches neither [ErrLocked] nor [ErrNotHeld]. A lease that such a call,
+// or one whose ctx ended, may still bring is released in the background.
+// If Redis granted the lock so late that the ttl was over, the lease is
+// released and the error matches [ErrExpired]. A key under the lock's name that
+// is not a lock, or never expires, is an error that names it.
+func (l *Lock) Acquire(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
+	if err := l.check(ctx, id, ttl); err != nil {
+		return nil, wrap("acquire", id, err)
+	}
+	lease, err := l.acquire(ctx, id, ttl.Truncate(time.Millisecond))
+	return lease, wrap("acquire", id, err)
+}
+
+// acquire repeats an attempt under one token, so that the one whose reply was
+// lost is recognised by the next.
+func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
+	token := rand.Text()
+	until := time.Now().Add(acquireTime)
+	bounded, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+
+	var c *call    // the last attempt
+	var maybe bool // an attempt before it may have run
+	var last error // what Redis, or the way there, said last
+	err := repeat(bounded, until, verdict.outOfReach, func() error {
+		if c != nil {
+			last = c.err
+			maybe = maybe || judge(c.err) == unknown
+		}
+		c = l.server.start(func() (reply, error) { return l.server.acquire(bounded, id, token, ttl) })
+		_, err := c.wait(bounded)
+		return err
+	})
+	if err != nil {
+		l.server.abandon(ctx, c, maybe, id, token, ttl)
+		return nil, gaveUp(ctx, err, last)
+	}
+	if c.reply.status == statusHeld {
+		return nil, &LockedError{ID: id, Index: c.reply.index, TTL: c.reply.left}
+	}
+	lease := newLease(id, token, ttl, c.reply)
+	if lease.Remaining() <= 0 {
+		l.server.abandon(ctx, c, maybe, id, token, ttl)
+		return nil, errLate(ttl)
+	}
+	lease.Immediate = true
+	return lease, nil
+}
+
+// errLate says that a lease was over before the caller heard of it.
+func errLate(ttl time.Duration) error {
+	return fmt.Errorf("granted too late for a ttl of %v: %w", ttl, ErrExpired)
+}
+
+// errNoAnswer says that a call was given up while its caller was still there.
+var errNoAnswer = errors.New("no answer from Redis, outcome unknown")
+
+// gaveUp says why a call ended with err: what Redis, or the way there, said
+// last, and the end of ctx where that came first.
+func gaveUp(ctx context.Context, err, last error) error {
+	switch {
+	case !cutShort(err):
+		last = err
+	case last == nil:
+		last = errNoAnswer
+	}
+	if judge(last) == unknown && !errors.Is(last, errNoAnswer) {
+		last = fmt.Errorf("outcome unknown: %w", last)
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", contextError(ctx), last)
+	}
+	return last
+}
+
+// cutShort tells whether a call ended because the library's bound or its
+// caller's ctx did, which says nothing about Redis.
+func cutShort(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// check refuses what no call can work with, and calls that come too late.
+func (l *Lock) check(ctx context.Context, id string, ttl time.Duration) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	if ttl < time.Millisecond {
+		return fmt.Errorf("ttl %v is shorter than 1ms", ttl)
+	}
+	if ctx.Err() != nil {
+		return contextError(ctx)
+	}
+	if l.life.Err() != nil {
+		return ErrClosed
+	}
+	return nil
+}
+
+func checkID(id string) error {
+	if id == "" {
+		return errors.New("empty id")
+	}
+	if !utf8.ValidString(id) {
+		return errors.New("id is not valid UTF-8")
+	}
+	return nil
+}
+
+// wrap names the operation and the id in an error, once, where the call returns.
+func wrap(op, id string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("redfour: %s %s: %w", op, quote(id), err)
+}
+
+// WaitAcquire takes the lock of id for ttl, and waits for it until ctx ends. The
+// waiters of one id in one Lock are served first come, first served; between
+// processes whoever comes first after a release wins. [Lease.Immediate] tells
+// whether the first attempt got it, which is one round trip.
+//
+// While it waits, Redis may be unreachable, restart or refuse writes:
+// WaitAcquire tries again. It returns early, with the error, only for what
+// waiting cannot mend: missing permissions, a wrong password, a closed client, a
+// key under the lock's name that is not a lock. If ctx ends, the error matches
+// ctx.Err() and context.Cause(ctx), and also: [ErrLocked] and [*LockedError] if
+// the lock was held; or the last error of Redis if there was one.
+func (l *Lock) WaitAcquire(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
+	if err := l.check(ctx, id, ttl); err != nil {
+		return nil, wrap("wait for", id, err)
+	}
+	lease, err := l.subscriber.wait(ctx, id, ttl.Truncate(time.Millisecond))
+	return lease, wrap("wait for", id, err)
+}
+
+// Renew gives a lease that still holds a new ttl, which counts from now and may
+// be shorter than what was left; [Lease.Deadline] follows. It never revives a
+// lease: if nobody holds the lock the error matches [ErrExpired], if another
+// lease does, [ErrConflict].
+//
+// While Redis cannot be reached it tries again until the lease's deadline, or
+// for 5 s if that is not known. Any other error says what is in the way; where it
+// says that the outcome is unknown, Deadline is the earlier of the old and the
+// new one. When ctx ends, Renew returns at once with an error that matches
+// ctx.Err() and its cause.
+func (l *Lock) Renew(ctx context.Context, lease *Lease, ttl time.Duration) error {
+	if err := checkLease(lease); err != nil {
+		return fmt.Errorf("redfour: renew: %w", err)
+	}
+	if err := l.check(ctx, lease.ID, ttl); err != nil {
+		return wrap("renew", lease.ID, err)
+	}
+	err := l.renew(ctx, lease.key(), lease.shared(), ttl.Truncate(time.Millisecond))
+	return wrap("renew", lease.ID, err)
+}
+
+// renew is Renew without its checks.
+func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl time.Duration) error {
+	until := state.renewUntil()
+	bounded, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	var last error
+	err := repeat(bounded, until, verdict.transient, func() error {
+		err := l.renewOnce(bounded, key, state, ttl)
+		if !cutShort(err) {
+			last = err
+		}
+		return err
+	})
+	if err != nil {
+		return gaveUp(ctx, err, last)
+	}
+	return nil
+}
+
+// Release gives the lock back. If the lease no longer held, the error matches
+// [ErrExpired] or [ErrConflict], and another's lease is left alone. It stops a
+// [Lock.KeepAlive] of the lease first. It works after [Lock.Close], too.
+//
+// A lock must not stay behind because a request has ended, so Release goes on in
+// the background when ctx has ended, for as long as the lease lasts but at most
+// 5 s; of ctx it uses the values only. The caller then waits for at most 100 ms
+// more, and gets an error that matches ctx.Err() and says that the outcome is
+// unknown. So does every error that is not about the lease: the lock may then
+// be free, or held until its ttl ends. Releasing again is harmless.
+func (l *Lock) Release(ctx context.Context, lease *Lease) error {
+	if err := checkLease(lease); err != nil {
+		return fmt.Errorf("redfour: release: %w", err)
+	}
+	key, state := lease.key(), lease.shared()
+	done := make(chan error, 1) // one error; nobody may be there to take it
+	detached := context.WithoutCancel(ctx)
+	l.crew.Start(func() { done <- l.release(detached, key, state) })
+	select {
+	case err := <-done:
+		return wrap("release", lease.ID, err)
+	case <-ctx.Done():
+	}
+	grace := time.NewTimer(releaseGrace)
+	defer grace.Stop()
+	select {
+	case err := <-done:
+		return wrap("release", lease.ID, err)
+	case <-grace.C:
+		return wrap("release", lease.ID, fmt.Errorf("%w: %w", contextError(ctx), errNoAnswer))
+	}
+}
+
+// releaseGrace is how long Release stays with a caller whose ctx has ended.
+const releaseGrace = 100 * time.Millisecond
+
+// release is Release without its checks, and bounded by itself.
+func (l *Lock) release(ctx context.Context, key leaseKey, state *leaseState) error {
+	until := state.releaseUntil()
+	// From here the lease is not held for certain, and is not renewed: its last
+	// renewal has come back, or was given up, before the release is sent.
+	state.end(errReleased)
+	l.stopKeeping(ctx, key, releaseGrace)
+	state.joinRenewal(ctx, releaseGrace)
+
+	var last error
+	err := repeat(ctx, until, verdict.transient, func() error {
+		err := l.releaseOnce(ctx, key, state)
+		if !cutShort(err) {
+			last = err
+		}
+		return err
+	})
+	// Waiters of this process need not wait for the message, which may have been
+	// refused, or lost.
+	l.subscriber.wake(key.id)
+	if err != nil {
+		return gaveUp(ctx, err, last)
+	}
+	return nil
+}
+
+// releaseOnce makes one attempt. After one that was sent in time and whose outcome
+// is unknown, an answer that the lease is gone means that it did its work.
+func (l *Lock) releaseOnce(ctx context.Context, key leaseKey, state *leaseState) error {
+	inTime := state.inTime()
+	r, err := l.server.start(func() (reply, error) { return l.server.release(ctx, key) }).waitUntil(ctx, patience)
+	switch {
+	case err != nil:
+		if inTime && judge(err) == unknown {
+			state.mayBeReleased()
+		}
+		return err
+	case r.status != statusDone && !state.wasReleased():
+		return notHeld(r)
+	}
+	return nil
+}
+
+// notHeld is the error for a reply that says that a lease does not hold.
+func notHeld(r reply) error {
+	if r.status == statusConflict {
+		return fmt.Errorf("%w (index %d, %v left)", ErrConflict, r.index, r.left)
+	}
+	return ErrExpired
+}
+
+// WithLock waits for the lock of id as [Lock.WaitAcquire] does, runs fn, and
+// releases the lock when fn returns, panics or ends its goroutine. If the lock
+// was not got fn does not run.
+//
+// The lease is renewed until fn has returned, even when ctx ends first. The
+// context that fn gets ends with ctx, and as soon as the lease is lost; then
+// context.Cause matches [ErrExpired] or [ErrConflict]. Something that must not be done twice
+// should look at it, and let the resource that it changes refuse an
+// older lease.Index. The lease belongs to WithLock: fn may read it, renew it and
+// hand its index on.
+//
+// WithLock returns fn's error, unchanged if the lease held to the end. Otherwise
+// it is joined with what happened: the loss, or a release whose outcome is unknown.
+func (l *Lock) WithLock(
+	ctx context.Context, id string, ttl time.Duration, fn func(ctx context.Context, lease *Lease) error,
+) (err error) {
+	if fn == nil {
+		return wrap("with lock", id, errors.New("nil func"))
+	}
+	if err := l.enterSection(); err != nil {
+		return wrap("with lock", id, err)
+	}
+	defer l.leaveSection()
+	lease, err := l.WaitAcquire(ctx, id, ttl)
+	if err != nil {
+		return err
+	}
+
+	kept, stop := l.KeepAlive(context.WithoutCancel(ctx), lease)
+	defer stop()
+	section, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(kept, func() { cancel(context.Cause(kept)) })()
+
+	// Deferred, because fn may panic or call runtime.Goexit.
+	defer func() {
+		loss := lossOf(kept)
+		released := l.Release(ctx, lease)
+		if loss == nil || !errors.Is(released, ErrNotHeld) {
+			loss = errors.Join(loss, released)
+		}
+		if loss != nil {
+			err = errors.Join(err, loss)
+		}
+	}()
+	if kept.Err() != nil {
+		return context.Cause(kept)
+	}
+	return fn(section, lease)
+}
+
+// lossOf says how the lease was lost that kept was kept alive for. That the Lock
+// was closed is no loss: the lease still holds for a while.
+func lossOf(kept context.Context) error {
+	if cause := context.Cause(kept); errors.Is(cause, ErrNotHeld) {
+		return cause
+	}
+	return nil
+}
+
+// closeTime is for how long Close waits.
+const closeTime = 5 * time.Second
+
+// Close ends the Lock. Waiters get [ErrClosed] at once, and so does every later
+// call but [Lock.Release], which still works. Contexts that are kept alive end
+// with cause ErrClosed. Leases are not released: that is their holders' task.
+//
+// Close waits for the library's goroutines, at most 5 s, and returns an error if
+// some are still waiting for the client then. It leaves the caller's client
+// alone. A client made by [Open] is closed, after the last running
+// [Lock.WithLock] has released; a lease that was got otherwise is better released
+// before. Close may be called twice, and from inside a section.
+func (l *Lock) Close() error {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	l.end(ErrClosed)
+
+	timer := time.NewTimer(closeTime)
+	defer timer.Stop()
+	var err error
+	select {
+	case <-l.crew.Idle():
+	case <-timer.C:
+		err = fmt.Errorf("redfour: close: the client has not answered for %v", closeTime)
+	}
+	return errors.Join(err, l.closeClient())
+}
+
+// closeClient closes a client of our own once nobody needs it.
+func (l *Lock) closeClient() error {
+	l.mu.Lock()
+	client := l.owned
+	if !l.closed || l.sections > 0 {
+		client = nil
+	}
+	if client != nil {
+		l.owned = nil
+	}
+	l.mu.Unlock()
+	if client == nil {
+		return nil
+	}
+	return client.Close()
+}
+
+func (l *Lock) enterSection() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return ErrClosed
+	}
+	l.sections++
+	return nil
+}
+
+func (l *Lock) leaveSection() {
+	l.mu.Lock()
+	l.sections--
+	l.mu.Unlock()
+	_ = l.closeClient()
+}
