@@ -12,10 +12,16 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 	"github.com/stretchr/testify/require"
 
 	"github.com/redfour-go/redfour"
 )
+
+func TestMain(m *testing.M) {
+	logging.Disable() // go-redis reports every connection that the tests break
+	m.Run()
+}
 
 // bubble runs f with a miniredis whose clock is the bubble's. Nothing sleeps in
 // it for real, durations are exact, and a goroutine that is left over fails the

@@ -96,9 +96,11 @@ func (l Lease) MarshalJSON() ([]byte, error) {
 // decimal text that it makes of them.
 func (l *Lease) UnmarshalJSON(data []byte) error {
 	var v struct {
-		leaseJSON
 		ID      json.RawMessage `json:"id"`
 		Success *bool           `json:"success"`
+		Index   int64           `json:"index"`
+		Token   string          `json:"token"`
+		TTL     int64           `json:"ttl"`
 	}
 	if err := json.Unmarshal(data, &v); err != nil {
 		return fmt.Errorf("redfour: lease: %w", err)
@@ -349,9 +351,12 @@ func (l *Lock) KeepAlive(ctx context.Context, lease *Lease) (context.Context, co
 	if kept.Err() != nil {
 		return kept, stop
 	}
-	if err := l.keep(kept, cancel, lease); err != nil {
+	leave, err := l.keep(lease, cancel)
+	if err != nil {
 		cancel(wrap("keep alive", lease.ID, err))
+		return kept, stop
 	}
+	context.AfterFunc(kept, leave)
 	return kept, stop
 }
 
@@ -373,28 +378,30 @@ type keeper struct {
 	cancel  context.CancelCauseFunc // ends run
 	done    chan struct{}           // closed when run has ended
 
-	users map[*context.CancelCauseFunc]struct{} // guarded by Lock.mu
+	// Guarded by Lock.mu:
+	users  map[*context.CancelCauseFunc]struct{} // told when run ends
+	ending bool                                  // the last user has left
 }
 
-// keep makes kept, which cancel ends, depend on the lease.
-func (l *Lock) keep(kept context.Context, cancel context.CancelCauseFunc, lease *Lease) error {
+// keep keeps the lease alive, and calls ended once if that comes to an end before
+// leave is called.
+func (l *Lock) keep(lease *Lease, ended context.CancelCauseFunc) (leave func(), err error) {
 	key, state := lease.key(), lease.shared()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
-		return ErrClosed
+		return nil, ErrClosed
 	}
 	if over := state.whyOver(); over != nil {
-		return over
+		return nil, over
 	}
 	k := l.keepers[key]
-	if k == nil {
-		k = l.newKeeper(key, state)
+	if k == nil || k.ending {
+		k = l.newKeeper(key, state, k)
 		l.keepers[key] = k
 	}
-	k.users[&cancel] = struct{}{}
-	context.AfterFunc(kept, func() { l.leaveKeeper(k, &cancel) })
-	return nil
+	k.users[&ended] = struct{}{}
+	return func() { l.leaveKeeper(k, &ended) }, nil
 }
 
 func (s *leaseState) whyOver() error {
@@ -403,7 +410,8 @@ func (s *leaseState) whyOver() error {
 	return s.over
 }
 
-func (l *Lock) newKeeper(key leaseKey, state *leaseState) *keeper {
+// newKeeper starts a keeper, which begins when the one before it has ended.
+func (l *Lock) newKeeper(key leaseKey, state *leaseState, before *keeper) *keeper {
 	ctx, cancel := context.WithCancelCause(l.life)
 	k := &keeper{
 		key: key, state: state, changed: make(chan struct{}, 1), cancel: cancel,
@@ -413,6 +421,9 @@ func (l *Lock) newKeeper(key leaseKey, state *leaseState) *keeper {
 	l.crew.Start(func() {
 		defer close(k.done)
 		defer cancel(nil)
+		if before != nil {
+			<-before.done
+		}
 		l.endKeeper(k, l.runKeeper(ctx, k))
 	})
 	return k
@@ -424,21 +435,24 @@ func (s *leaseState) setKeeper(changed chan struct{}) {
 	s.changed = changed
 }
 
-// leaveKeeper is called for each user of k whose context has ended.
+// leaveKeeper takes a user from k, which ends with the last.
 func (l *Lock) leaveKeeper(k *keeper, user *context.CancelCauseFunc) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(k.users, user)
 	if len(k.users) == 0 {
-		l.forgetKeeperLocked(k)
+		k.ending = true
 		k.cancel(nil)
 	}
 }
 
-// endKeeper tells the users of k why it ended.
+// endKeeper tells the users of k why it ended. A keeper can be found until then, so
+// that a release can wait for it.
 func (l *Lock) endKeeper(k *keeper, why error) {
 	l.mu.Lock()
-	l.forgetKeeperLocked(k)
+	if l.keepers[k.key] == k {
+		delete(l.keepers, k.key)
+	}
 	users := k.users
 	k.users = nil
 	l.mu.Unlock()
@@ -447,13 +461,6 @@ func (l *Lock) endKeeper(k *keeper, why error) {
 	}
 	for cancel := range users {
 		(*cancel)(why)
-	}
-}
-
-// forgetKeeperLocked makes the next KeepAlive of the lease start afresh. L.mu is held.
-func (l *Lock) forgetKeeperLocked(k *keeper) {
-	if l.keepers[k.key] == k {
-		delete(l.keepers, k.key)
 	}
 }
 

@@ -449,36 +449,40 @@ func (l *Lock) WithLock(
 		return err
 	}
 
-	kept, stop := l.KeepAlive(context.WithoutCancel(ctx), lease)
-	defer stop()
 	section, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(kept, func() { cancel(context.Cause(kept)) })()
-
+	loss := make(chan error, 1) // one at most; nobody takes that of the release
+	_, err = l.keep(lease, func(why error) {
+		loss <- why
+		cancel(why)
+	})
 	// Deferred, because fn may panic or call runtime.Goexit.
 	defer func() {
-		loss := lossOf(kept)
-		released := l.Release(ctx, lease)
-		if loss == nil || !errors.Is(released, ErrNotHeld) {
-			loss = errors.Join(loss, released)
+		var lost error
+		select {
+		case lost = <-loss:
+		default:
 		}
-		if loss != nil {
-			err = errors.Join(err, loss)
-		}
+		err = joinLoss(err, lost, l.Release(ctx, lease))
 	}()
-	if kept.Err() != nil {
-		return context.Cause(kept)
+	if err != nil {
+		return wrap("with lock", id, err)
 	}
 	return fn(section, lease)
 }
 
-// lossOf says how the lease was lost that kept was kept alive for. That the Lock
-// was closed is no loss: the lease still holds for a while.
-func lossOf(kept context.Context) error {
-	if cause := context.Cause(kept); errors.Is(cause, ErrNotHeld) {
-		return cause
+// joinLoss adds to fn's error how the lease ended, if it did not hold to the end.
+func joinLoss(err, lost, released error) error {
+	if !errors.Is(lost, ErrNotHeld) {
+		lost = nil // the Lock was closed: the lease still holds for a while
 	}
-	return nil
+	if lost != nil && errors.Is(released, ErrNotHeld) {
+		released = nil // said already
+	}
+	if lost == nil && released == nil {
+		return err
+	}
+	return errors.Join(err, lost, released)
 }
 
 // closeTime is for how long Close waits.

@@ -278,7 +278,7 @@ func (s *subscriber) attempt(ln *line) bool {
 		lease := newLease(ln.id, token, ttl, r)
 		lease.Immediate = fresh
 		// An earlier attempt with this token may have asked for another ttl.
-		return s.give(ln, lease, r.status == statusDone)
+		return s.give(ln, first, lease, r.status == statusDone)
 	}
 	return s.settle(ln, first, r, err)
 }
@@ -337,8 +337,9 @@ func (s *subscriber) heldLocked(ln *line, w *waiter, by *LockedError) bool {
 
 // give is the one gate through which leases reach waiters. The lease goes to whoever
 // is first now, for the ttl that he asked for, or back to Redis if nobody is there
-// or it is too late. Exact tells whether the lease's ttl is known for certain.
-func (s *subscriber) give(ln *line, lease *Lease, exact bool) bool {
+// or it is too late. The attempt was made for tried; exact tells whether the
+// lease's ttl is known for certain.
+func (s *subscriber) give(ln *line, tried *waiter, lease *Lease, exact bool) bool {
 	for ; ; exact = true {
 		s.mu.Lock()
 		ln.token, ln.maybe = "", false
@@ -347,6 +348,7 @@ func (s *subscriber) give(ln *line, lease *Lease, exact bool) bool {
 		late := lease.Remaining() <= 0
 		if !gone && !late && exact && w.ttl == lease.TTL {
 			defer s.mu.Unlock()
+			lease.Immediate = lease.Immediate && w == tried
 			s.serveLocked(ln, w, served{lease: lease})
 			return s.nextLocked(ln, lease)
 		}

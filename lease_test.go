@@ -1,0 +1,312 @@
+package redfour_test
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/redfour-go/redfour"
+)
+
+func TestLease_JSON(t *testing.T) {
+	lease := redfour.Lease{ID: "a:b\n", Index: 1790000000000001, Token: "t", TTL: 1500 * time.Millisecond, Immediate: true}
+	encoded, err := json.Marshal(lease)
+	require.NoError(t, err)
+	require.JSONEq(t, `{"id":"a:b\n","index":1790000000000001,"token":"t","ttl":1500}`, string(encoded))
+	var decoded redfour.Lease
+	require.NoError(t, json.Unmarshal(encoded, &decoded))
+	require.Equal(t, lease.ID, decoded.ID)
+	require.Equal(t, lease.Index, decoded.Index)
+	require.Equal(t, lease.Token, decoded.Token)
+	require.Equal(t, lease.TTL, decoded.TTL)
+	require.Zero(t, decoded.Deadline())
+	require.Zero(t, decoded.Remaining())
+}
+
+func TestLease_JSONFromNPM(t *testing.T) {
+	for text, want := range map[string]redfour.Lease{
+		`{"id":"42","success":true,"index":7,"ttl":60000}`: {ID: "42", Index: 7, TTL: time.Minute},
+		`{"id":0.5512,"success":true,"index":7,"ttl":1}`:   {ID: "0.5512", Index: 7, TTL: time.Millisecond},
+		`{"id":42,"index":9007199254740991,"ttl":1}`:       {ID: "42", Index: 9007199254740991, TTL: time.Millisecond},
+	} {
+		var lease redfour.Lease
+		require.NoError(t, json.Unmarshal([]byte(text), &lease), text)
+		require.Equal(t, want.ID, lease.ID)
+		require.Equal(t, want.Index, lease.Index)
+		require.Equal(t, want.TTL, lease.TTL)
+		require.Empty(t, lease.Token)
+	}
+}
+
+func TestLease_JSONThatIsNoLease(t *testing.T) {
+	for text, says := range map[string]string{
+		`{"id":"42","success":false,"index":-1,"ttl":500}`: "redfour: lease: the object says that the lock was not got",
+		`{"index":7,"ttl":500}`:                            "redfour: lease: want an id that is a string or a number",
+		`{"id":null,"index":7,"ttl":500}`:                  "redfour: lease: empty id",
+		`{"id":["42"],"index":7,"ttl":500}`:                "redfour: lease: want an id that is a string or a number",
+		`{"id":"42","index":7,"ttl":-1}`:                   "redfour: lease: impossible ttl of -1 ms",
+		`{"id":"42","index":7,"ttl":9223372036854775807}`:  "redfour: lease: impossible ttl of 9223372036854775807 ms",
+		`{"id":"42","index":"7","ttl":1}`:                  "redfour: lease: json: cannot unmarshal string into Go struct field .index of type int64",
+		`{"id":"42","index":7.5,"ttl":1}`:                  "redfour: lease: json: cannot unmarshal number 7.5 into Go struct field .index of type int64",
+	} {
+		var lease redfour.Lease
+		require.EqualError(t, json.Unmarshal([]byte(text), &lease), says, text)
+	}
+}
+
+// travel sends a lease to another process.
+func travel(t *testing.T, lease *redfour.Lease) *redfour.Lease {
+	t.Helper()
+	encoded, err := json.Marshal(lease)
+	require.NoError(t, err)
+	arrived := new(redfour.Lease)
+	require.NoError(t, json.Unmarshal(encoded, arrived))
+	return arrived
+}
+
+func TestLease_travels(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		here, there := m.lock(t), m.lock(t)
+		lease := mustAcquire(t, here, "42", time.Minute)
+		arrived := travel(t, lease)
+		before := time.Now()
+		require.NoError(t, there.Renew(t.Context(), arrived, time.Hour))
+		require.Equal(t, before.Add(time.Hour), arrived.Deadline())
+		twin := *arrived
+		kept, stop := there.KeepAlive(t.Context(), &twin)
+		defer stop()
+		pass(24 * time.Hour)
+		require.NoError(t, kept.Err())
+		require.Positive(t, arrived.Remaining(), "copies share what renewals change")
+		require.NoError(t, there.Release(t.Context(), arrived))
+		require.False(t, m.Exists("lock:42"))
+		require.ErrorIs(t, here.Release(t.Context(), lease), redfour.ErrExpired)
+	})
+}
+
+func TestLease_madeByHand(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		l := m.lock(t)
+		lease := mustAcquire(t, l, "42", time.Minute)
+		made := &redfour.Lease{ID: lease.ID, Index: lease.Index, Token: lease.Token, TTL: lease.TTL}
+		require.Zero(t, made.Deadline())
+		require.NoError(t, l.Renew(t.Context(), made, time.Hour))
+		kept, stop := l.KeepAlive(t.Context(), made)
+		defer stop()
+		pass(24 * time.Hour)
+		require.NoError(t, kept.Err())
+		require.NoError(t, l.Release(t.Context(), made))
+		require.ErrorIs(t, context.Cause(kept), redfour.ErrNotHeld)
+	})
+}
+
+// renewals records when renewals are sent.
+func renewals(way *link) func() []time.Duration {
+	start := time.Now()
+	sent := make(chan time.Duration, 1000) // more than any test causes
+	way.beforeScript(func(_ context.Context, cmd redis.Cmder) error {
+		if isRenew(cmd) && cmd.Name() == "evalsha" {
+			sent <- time.Since(start)
+		}
+		return nil
+	})
+	return func() (all []time.Duration) {
+		for len(sent) > 0 {
+			all = append(all, <-sent)
+		}
+		return all
+	}
+}
+
+func TestKeepAlive_renewsAtAThird(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", 30*time.Second)
+		sent := renewals(way)
+		kept, stop := l.KeepAlive(t.Context(), lease)
+		again, stopAgain := l.KeepAlive(t.Context(), travel(t, lease))
+		pass(35 * time.Second)
+		require.Equal(t, []time.Duration{10 * time.Second, 20 * time.Second, 30 * time.Second}, sent())
+		stop()
+		require.Equal(t, context.Canceled, context.Cause(kept))
+		require.NoError(t, again.Err())
+		pass(10 * time.Second)
+		require.Len(t, sent(), 1, "the second goes on with the renewals of the first")
+		stopAgain()
+		pass(time.Minute)
+		require.Empty(t, sent())
+		require.False(t, m.Exists("lock:42"))
+	})
+}
+
+func TestKeepAlive_unknownDeadlineIsRenewedAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := travel(t, mustAcquire(t, l, "42", 30*time.Second))
+		sent := renewals(way)
+		_, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		pass(time.Second)
+		require.Equal(t, []time.Duration{0}, sent())
+		require.Equal(t, 29*time.Second, lease.Remaining())
+	})
+}
+
+func TestKeepAlive_followsARenewalByHand(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", 30*time.Second)
+		kept, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		pass(time.Second)
+		require.NoError(t, l.Renew(t.Context(), lease, 3*time.Second))
+		sent := renewals(way)
+		pass(3500 * time.Millisecond)
+		require.Equal(t, []time.Duration{time.Second, 2 * time.Second, 3 * time.Second}, sent())
+		require.NoError(t, kept.Err())
+	})
+}
+
+func TestKeepAlive_ridesOutTrouble(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", 30*time.Second)
+		kept, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		for _, trouble := range []string{"READONLY x", "OOM x", "NOPERM x", "BUSY x", "ERR x"} {
+			m.SetError(trouble)
+			pass(15 * time.Second)
+			m.SetError("")
+			pass(10 * time.Second)
+			require.NoError(t, kept.Err(), trouble)
+		}
+		way.afterScript(func(context.Context, redis.Cmder) error { return io.EOF })
+		pass(15 * time.Second)
+		way.afterScript(nil)
+		pass(10 * time.Second)
+		require.NoError(t, kept.Err())
+	})
+}
+
+// A renewal hangs on a connection that has died; the next takes another.
+func TestKeepAlive_doesNotDependOnOneConnection(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", 3*time.Second)
+		kept, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		hang := make(chan struct{})
+		way.beforeScript(once(isRenew, func() error { <-hang; return io.EOF }))
+		pass(time.Minute)
+		require.NoError(t, kept.Err())
+		close(hang)
+	})
+}
+
+func TestKeepAlive_lossIsSignalledAtTheDeadlineWhileARenewalHangs(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", 3*time.Second)
+		deadline := lease.Deadline()
+		hang := make(chan struct{})
+		way.beforeScript(func(context.Context, redis.Cmder) error { <-hang; return io.EOF })
+		kept, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		<-kept.Done()
+		require.Equal(t, deadline, time.Now())
+		require.ErrorIs(t, context.Cause(kept), redfour.ErrExpired)
+		close(hang)
+	})
+}
+
+// Somebody renews for less while a renewal of the keeper is on its way.
+func TestKeepAlive_lossIsSignalledAtADeadlineThatCameNearer(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Minute)
+		kept, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		hang := make(chan struct{})
+		way.beforeScript(func(context.Context, redis.Cmder) error { <-hang; return io.EOF })
+		pass(time.Second)
+		start := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		require.Error(t, l.Renew(ctx, lease, 5*time.Second))
+		<-kept.Done()
+		require.Equal(t, 5*time.Second, time.Since(start))
+		close(hang)
+	})
+}
+
+func TestKeepAlive_badLease(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		l := m.lock(t)
+		lease := mustAcquire(t, l, "42", time.Minute)
+		require.NoError(t, l.Release(t.Context(), lease))
+		kept, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		require.ErrorIs(t, context.Cause(kept), redfour.ErrNotHeld)
+	})
+}
+
+// Release takes a copy and a lease from JSON for what they are: the same lease.
+func TestRelease_stopsKeepAliveOfCopies(t *testing.T) {
+	for name, twin := range map[string]func(*redfour.Lease) *redfour.Lease{
+		"copy": func(l *redfour.Lease) *redfour.Lease { c := *l; return &c },
+		"JSON": func(l *redfour.Lease) *redfour.Lease { return travel(t, l) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, m *mini) {
+				way := new(link)
+				l := m.lock(t, way)
+				lease := mustAcquire(t, l, "42", time.Minute)
+				kept, stop := l.KeepAlive(t.Context(), lease)
+				defer stop()
+				require.NoError(t, l.Release(t.Context(), twin(lease)))
+				require.ErrorIs(t, context.Cause(kept), redfour.ErrNotHeld)
+				sent := renewals(way)
+				pass(time.Hour)
+				require.Empty(t, sent())
+			})
+		})
+	}
+}
+
+// The renewal is on its way when Release is called; the release waits for it, or
+// else the renewal could come after it.
+func TestRelease_joinsTheRenewalFirst(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", 3*time.Second)
+		hang, entered := make(chan struct{}), make(chan struct{})
+		way.afterScript(once(isRenew, func() error { close(entered); <-hang; return nil }))
+		_, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		<-entered
+		sent := way.sent()
+		time.AfterFunc(50*time.Millisecond, func() {
+			require.Equal(t, sent, way.sent(), "the release was not sent")
+			close(hang)
+		})
+		start := time.Now()
+		require.NoError(t, l.Release(t.Context(), lease))
+		require.Equal(t, 50*time.Millisecond, time.Since(start))
+		synctest.Wait()
+		require.False(t, m.Exists("lock:42"))
+	})
+}

@@ -1,0 +1,416 @@
+package redfour_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/redfour-go/redfour"
+)
+
+func TestWaitAcquire_uncontendedIsOneRoundTripWithoutSubscription(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		mustAcquire(t, l, "the server knows the script", time.Minute)
+		sent := way.sent()
+		lease, err := l.WaitAcquire(t.Context(), "42", time.Minute)
+		require.NoError(t, err)
+		require.True(t, lease.Immediate)
+		require.Equal(t, 1, way.sent()-sent)
+		require.Zero(t, way.subscriptions())
+	})
+}
+
+func TestWaitAcquire_isWokenByTheMessage(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		a, b := m.lock(t), m.lock(t)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		got := waitFor(t.Context(), b, "42", time.Minute)
+		pass(10 * time.Second)
+		require.NoError(t, a.Release(t.Context(), lease))
+		r := <-got
+		require.NoError(t, r.err)
+		require.Equal(t, 10*time.Second, r.after)
+		require.False(t, r.lease.Immediate)
+		require.Equal(t, time.Minute, r.lease.TTL)
+	})
+}
+
+// The attempt looked before the release; its answer comes after the message.
+func TestWaitAcquire_releaseBetweenLookAndWait(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		other := mustAcquire(t, a, "so that b has subscribed", time.Hour)
+		waitFor(t.Context(), b, other.ID, time.Hour)
+		synctest.Wait()
+
+		lease := mustAcquire(t, a, "42", time.Hour)
+		way.afterScript(once(isAcquire, func() error {
+			require.NoError(t, a.Release(t.Context(), lease))
+			synctest.Wait()
+			return nil
+		}))
+		r := <-waitFor(t.Context(), b, "42", time.Minute)
+		require.NoError(t, r.err)
+		require.Zero(t, r.after)
+	})
+}
+
+// The first waiter looks, then subscribes. The release falls in between.
+func TestWaitAcquire_releaseBeforeTheSubscriptionStands(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		way.afterScript(once(isAcquire, func() error {
+			way.setDown(true)
+			return nil
+		}))
+		got := waitFor(t.Context(), b, "42", time.Minute)
+		pass(time.Second)
+		require.NoError(t, a.Release(t.Context(), lease))
+		pass(time.Second)
+		require.Empty(t, got)
+		way.setDown(false)
+		r := <-got
+		require.NoError(t, r.err)
+		require.LessOrEqual(t, r.after, 4*time.Second)
+	})
+}
+
+func TestWaitAcquire_noticesWhatWasReleasedWhileTheSubscriptionWasDown(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		got := waitFor(t.Context(), b, "42", time.Minute)
+		pass(10 * time.Second)
+		way.setDown(true)
+		way.cut(isSubscriber)
+		pass(5 * time.Second)
+		require.NoError(t, a.Release(t.Context(), lease))
+		pass(3 * time.Second)
+		require.Empty(t, got)
+		back := time.Now()
+		way.setDown(false)
+		r := <-got
+		require.NoError(t, r.err)
+		require.LessOrEqual(t, time.Since(back), 2*time.Second)
+	})
+}
+
+func TestWaitAcquire_noticesAHalfOpenSubscription(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		got := waitFor(t.Context(), b, "42", time.Minute)
+		pass(time.Minute)
+		way.mute(isSubscriber)
+		died := time.Now()
+		require.NoError(t, a.Release(t.Context(), lease))
+		r := <-got
+		require.NoError(t, r.err)
+		require.LessOrEqual(t, time.Since(died), 3*time.Second)
+	})
+}
+
+func TestWaitAcquire_withoutPubSubWakesAtTheHoldersEnd(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		a := m.lock(t)
+		way := new(link)
+		b := m.lock(t, way)
+		mustAcquire(t, a, "42", 5*time.Second)
+		way.afterScript(once(isAcquire, func() error { way.setDown(true); return nil }))
+		r := <-waitFor(t.Context(), b, "42", time.Minute)
+		require.NoError(t, r.err)
+		require.GreaterOrEqual(t, r.after, 5*time.Second)
+		require.Less(t, r.after, 5*time.Second+20*time.Millisecond)
+	})
+}
+
+func TestWaitAcquire_looksEveryThirtySeconds(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		mustAcquire(t, a, "42", 24*time.Hour)
+		got := waitFor(t.Context(), b, "42", time.Minute)
+		pass(5 * time.Minute)
+		require.LessOrEqual(t, way.sent(), 13)
+		m.Del("lock:42")
+		gone := time.Now()
+		r := <-got
+		require.NoError(t, r.err)
+		require.LessOrEqual(t, time.Since(gone), 31*time.Second)
+		require.Equal(t, 1, way.subscriptions(), "the pings kept it up")
+	})
+}
+
+func TestWaitAcquire_servesInOrder(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		l := m.lock(t)
+		lease := mustAcquire(t, l, "42", time.Hour)
+		var waiting []<-chan acquired
+		for range 10 {
+			waiting = append(waiting, waitFor(t.Context(), l, "42", time.Hour))
+			synctest.Wait()
+		}
+		for i, next := range waiting {
+			require.NoError(t, l.Release(t.Context(), lease))
+			synctest.Wait()
+			for _, later := range waiting[i+1:] {
+				require.Empty(t, later)
+			}
+			r := <-next
+			require.NoError(t, r.err)
+			require.Greater(t, r.lease.Index, lease.Index)
+			lease = r.lease
+		}
+	})
+}
+
+func TestWaitAcquire_aHundredWaitersCostTwoCommandsASection(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Hour)
+		var sections sync.WaitGroup
+		for range 100 {
+			sections.Go(func() {
+				err := l.WithLock(t.Context(), "42", time.Hour, func(context.Context, *redfour.Lease) error { return nil })
+				require.NoError(t, err)
+			})
+		}
+		pass(time.Second)
+		sent := way.sent()
+		require.NoError(t, l.Release(t.Context(), lease))
+		sections.Wait()
+		require.LessOrEqual(t, way.sent()-sent, 260)
+	})
+}
+
+// Whoever is first leaves while an attempt that was made for him is on its way.
+func TestWaitAcquire_aLeaverPassesOnWhatTheAttemptBrings(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		hang, entered := make(chan struct{}), make(chan struct{})
+		way.afterScript(once(isAcquire, func() error { close(entered); <-hang; return nil }))
+		ctx, cancel := context.WithCancel(t.Context())
+		first := waitFor(ctx, l, "42", time.Minute)
+		<-entered
+		second := waitFor(t.Context(), l, "42", time.Hour)
+		synctest.Wait()
+		cancel()
+		r := <-first
+		require.ErrorIs(t, r.err, context.Canceled)
+		require.NotErrorIs(t, r.err, redfour.ErrLocked, "nothing is known yet")
+		close(hang)
+		r = <-second
+		require.NoError(t, r.err)
+		require.Zero(t, r.after)
+		require.False(t, r.lease.Immediate)
+		require.Equal(t, time.Hour, r.lease.TTL, "the ttl that the second asked for")
+		require.Equal(t, time.Hour, r.lease.Remaining())
+		require.Equal(t, time.Hour, m.TTL("lock:42"))
+		require.NoError(t, l.Release(t.Context(), r.lease))
+	})
+}
+
+func TestWaitAcquire_theLastLeaverGivesBackWhatTheAttemptBrings(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		hang := make(chan struct{})
+		way.afterScript(once(isAcquire, func() error { <-hang; return nil }))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		r := <-waitFor(ctx, l, "42", time.Minute)
+		require.ErrorIs(t, r.err, context.DeadlineExceeded)
+		require.Equal(t, time.Second, r.after, "from a server that does not answer")
+		require.True(t, m.Exists("lock:42"))
+		close(hang)
+		synctest.Wait()
+		require.False(t, m.Exists("lock:42"))
+	})
+}
+
+// The reply is lost, and nobody is there to repeat the attempt.
+func TestWaitAcquire_theLastLeaverGivesBackWhatALostReplyBrought(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		ctx, cancel := context.WithCancel(t.Context())
+		left := make(chan struct{})
+		way.afterScript(once(isAcquire, func() error { cancel(); <-left; return io.EOF }))
+		r := <-waitFor(ctx, l, "42", time.Minute)
+		require.ErrorIs(t, r.err, context.Canceled)
+		close(left)
+		synctest.Wait()
+		require.True(t, m.Exists("lockindex"))
+		require.False(t, m.Exists("lock:42"))
+	})
+}
+
+func TestWaitAcquire_repeatsAfterALostReply(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		way.afterScript(once(isAcquire, lostReply))
+		r := <-waitFor(t.Context(), l, "42", time.Hour)
+		require.NoError(t, r.err)
+		require.Less(t, r.after, time.Second)
+		require.Equal(t, time.Hour, r.lease.TTL)
+		require.LessOrEqual(t, r.lease.Remaining(), m.TTL("lock:42"))
+		require.NoError(t, l.Release(t.Context(), r.lease))
+	})
+}
+
+func TestWaitAcquire_lateGrantIsReleasedAndTriedAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		way.afterScript(once(isAcquire, func() error { pass(time.Second); return nil }))
+		r := <-waitFor(t.Context(), l, "42", time.Second)
+		require.NoError(t, r.err)
+		require.Equal(t, time.Second, r.lease.Remaining())
+	})
+}
+
+// A wake-up while an attempt fails must not be lost either.
+func TestWaitAcquire_recoversAfterFailures(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		got := waitFor(t.Context(), b, "42", time.Minute)
+		pass(time.Second)
+		way.beforeScript(func(context.Context, redis.Cmder) error { return redis.ErrPoolTimeout })
+		require.NoError(t, a.Release(t.Context(), lease))
+		pass(10 * time.Second)
+		require.Empty(t, got)
+		way.beforeScript(nil)
+		back := time.Now()
+		r := <-got
+		require.NoError(t, r.err)
+		require.LessOrEqual(t, time.Since(back), 2*time.Second)
+	})
+}
+
+func TestWaitAcquire_localReleaseNeedsNoMessage(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Hour)
+		way.setDown(true) // there will be no subscription
+		got := waitFor(t.Context(), l, "42", time.Minute)
+		pass(time.Second)
+		require.NoError(t, l.Release(t.Context(), lease))
+		require.Equal(t, time.Second, (<-got).after)
+	})
+}
+
+func TestSubscription_isOneAndIdleOnesAreClosed(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		wait := func() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			var waiters sync.WaitGroup
+			for i := range 100 {
+				id := fmt.Sprint(i)
+				_, _ = a.Acquire(t.Context(), id, time.Hour)
+				waiters.Go(func() {
+					_, err := b.WaitAcquire(ctx, id, time.Minute)
+					require.ErrorIs(t, err, redfour.ErrLocked)
+				})
+			}
+			waiters.Wait()
+		}
+		wait()
+		require.Equal(t, 1, way.subscriptions())
+		pass(5 * time.Second)
+		wait()
+		require.Equal(t, 1, way.subscriptions(), "kept for a while")
+		require.Equal(t, 1, m.PubSubNumSub("lock-release")["lock-release"])
+		pass(11 * time.Second)
+		require.Zero(t, m.PubSubNumSub("lock-release")["lock-release"])
+		wait()
+		require.Equal(t, 2, way.subscriptions())
+	})
+}
+
+func TestSubscription_manyIdsLookOneAfterTheOther(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		for i := range 1000 {
+			mustAcquire(t, a, fmt.Sprint(i), time.Hour)
+			waitFor(t.Context(), b, fmt.Sprint(i), time.Minute)
+		}
+		pass(10 * time.Second)
+		var mu sync.Mutex
+		looks := make(map[time.Duration]int)
+		start := time.Now()
+		way.beforeScript(func(context.Context, redis.Cmder) error {
+			mu.Lock()
+			defer mu.Unlock()
+			looks[time.Since(start).Truncate(time.Millisecond)]++
+			return nil
+		})
+		way.cut(isSubscriber)
+		pass(10 * time.Second)
+		mu.Lock()
+		defer mu.Unlock()
+		sum, most := 0, 0
+		for _, n := range looks {
+			sum, most = sum+n, max(most, n)
+		}
+		require.Equal(t, 1000, sum)
+		require.LessOrEqual(t, most, 60, "in one millisecond")
+	})
+}
+
+func TestWaitAcquire_randomCancellationsLeaveNothing(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		locks := []*redfour.Lock{m.lock(t, new(link)), m.lock(t), m.lock(t)}
+		var inside sync.Map
+		var workers sync.WaitGroup
+		for range 30 {
+			workers.Go(func() {
+				for range 20 {
+					l, id := locks[rand.N(3)], fmt.Sprint(rand.N(2))
+					ctx, cancel := context.WithTimeout(t.Context(), rand.N(20*time.Millisecond))
+					_ = l.WithLock(ctx, id, time.Duration(1+rand.N(2))*time.Minute, func(context.Context, *redfour.Lease) error {
+						_, other := inside.LoadOrStore(id, true)
+						require.False(t, other)
+						pass(rand.N(time.Millisecond))
+						inside.Delete(id)
+						return nil
+					})
+					cancel()
+				}
+			})
+		}
+		workers.Wait()
+		synctest.Wait()
+		require.False(t, m.Exists("lock:0"))
+		require.False(t, m.Exists("lock:1"))
+		start := time.Now()
+		for _, l := range locks {
+			require.NoError(t, l.Close())
+		}
+		require.Zero(t, time.Since(start))
+	})
+}
