@@ -126,10 +126,9 @@ func once(match func(redis.Cmder) bool, f func() error) func(context.Context, re
 	}
 }
 
-func anyScript(redis.Cmder) bool { return true }
-
 // Scripts are told apart by how many keys and arguments they have.
 func isAcquire(cmd redis.Cmder) bool { return cmd.Args()[2] == 2 }
+
 func isRelease(cmd redis.Cmder) bool {
 	args := cmd.Args()
 	return args[2] == 1 && strings.HasSuffix(argument(args, len(args)-1), "-release")
@@ -251,8 +250,6 @@ func (l *link) matching(match func(*linkConn) bool) []*linkConn {
 	return found
 }
 
-func everyConn(*linkConn) bool { return true }
-
 // isSubscriber matches the connections that have subscribed.
 func isSubscriber(c *linkConn) bool {
 	c.mu.Lock()
@@ -262,6 +259,7 @@ func isSubscriber(c *linkConn) bool {
 
 type linkConn struct {
 	net.Conn
+
 	link *link
 
 	mu         sync.Mutex // guards what follows

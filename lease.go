@@ -16,7 +16,7 @@ import (
 // elsewhere: {"id", "index", "token", "ttl"}, with the ttl in milliseconds. The
 // object that npm redfour and ioredfour return decodes into a Lease as well. Who
 // has the token can end the lease, so treat it as a secret.
-type Lease struct {
+type Lease struct { //nolint:recvcheck // A value must encode as well as a pointer does.
 	ID        string        // as passed to Acquire
 	Index     int64         // fencing token: greater than that of every earlier lease of this ID
 	Token     string        // proof of ownership; empty in a lease that came from npm redfour
@@ -493,7 +493,7 @@ func (l *Lock) runKeeper(ctx context.Context, k *keeper) error {
 	defer func() {
 		if pending != nil {
 			k.cancel(nil)
-			<-pending
+			_ = <-pending // ended by the cancellation
 		}
 	}()
 	for {

@@ -98,7 +98,7 @@ func New(client redis.UniversalClient, opts ...Option) (*Lock, error) {
 	// The Lock outlives the request in which it happens to be made.
 	life, end := context.WithCancelCause(context.Background()) //nolint:forbidigo // See above.
 	goroutines := new(crew.Crew)
-	s := &server{client: client, names: names{c.namespace}, crew: goroutines}
+	s := &server{client: client, names: c.names, crew: goroutines}
 	return &Lock{
 		server:     s,
 		subscriber: newSubscriber(life, s, goroutines),

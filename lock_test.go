@@ -19,8 +19,7 @@ import (
 func TestNew_refusesByName(t *testing.T) {
 	cluster := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{"127.0.0.1:1"}})
 	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": "127.0.0.1:1"}})
-	defer cluster.Close()
-	defer ring.Close()
+	t.Cleanup(func() { _ = errors.Join(cluster.Close(), ring.Close()) })
 	type wrapped struct{ redis.UniversalClient }
 	for _, c := range []struct {
 		client redis.UniversalClient
@@ -42,7 +41,7 @@ func TestNew_refusesByName(t *testing.T) {
 
 func TestNew_validatesOptions(t *testing.T) {
 	client := redis.NewClient(&redis.Options{})
-	defer client.Close()
+	t.Cleanup(func() { _ = client.Close() })
 	for ns, says := range map[string]string{
 		"":                       "empty namespace",
 		"a\nb":                   `namespace "a\nb" contains a control character`,

@@ -13,7 +13,7 @@ type Option func(*config) error
 
 // config is what the options set.
 type config struct {
-	namespace string
+	names names
 }
 
 // maxNamespace is the longest namespace in bytes. It stands in front of every
@@ -21,7 +21,7 @@ type config struct {
 const maxNamespace = 512
 
 func newConfig(opts []Option) (config, error) {
-	c := config{namespace: "lock"}
+	c := config{names: names{"lock"}}
 	for _, opt := range opts {
 		if opt == nil {
 			return config{}, errors.New("nil option")
@@ -51,7 +51,7 @@ func WithNamespace(ns string) Option {
 		case strings.ContainsFunc(ns, unicode.IsControl):
 			return fmt.Errorf("namespace %q contains a control character", ns)
 		}
-		c.namespace = ns
+		c.names = names{ns}
 		return nil
 	}
 }

@@ -20,7 +20,7 @@ func TestWire_names(t *testing.T) {
 		client := m.client(t)
 		l := newLock(t, client, redfour.WithNamespace("my ns"))
 		heard := client.Subscribe(t.Context(), "my ns-release")
-		defer heard.Close()
+		t.Cleanup(func() { _ = heard.Close() })
 		_, err := heard.Receive(t.Context())
 		require.NoError(t, err)
 

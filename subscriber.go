@@ -100,7 +100,7 @@ func (s *subscriber) wait(ctx context.Context, id string, ttl time.Duration) (*L
 	case <-ctx.Done():
 	case <-s.life.Done():
 	}
-	news, left := s.leave(ln, w)
+	left, news := s.leave(ln, w)
 	switch {
 	case !left:
 		// Served in the same moment. A lease is never thrown away: the caller has
@@ -130,25 +130,25 @@ func (s *subscriber) join(id string, ttl time.Duration) (*line, *waiter) {
 	return ln, w
 }
 
-// leave takes w out of its line, and returns the line's news. It returns false if w
-// had been served.
-func (s *subscriber) leave(ln *line, w *waiter) (error, bool) {
+// leave takes w out of its line, and returns what the line knows of its lock. It
+// returns false if w had been served.
+func (s *subscriber) leave(ln *line, w *waiter) (left bool, news error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if w.place == nil {
-		return nil, false
+		return false, nil
 	}
 	ln.waiters.Remove(w.place)
 	w.place = nil
-	news := ln.news
+	news = ln.news
 	if locked, ok := errors.AsType[*LockedError](news); ok {
-		left := max(0, locked.TTL-time.Since(ln.seen)).Truncate(time.Millisecond)
-		news = &LockedError{ID: locked.ID, Index: locked.Index, TTL: left}
+		ttl := max(0, locked.TTL-time.Since(ln.seen)).Truncate(time.Millisecond)
+		news = &LockedError{ID: locked.ID, Index: locked.Index, TTL: ttl}
 	}
 	if ln.waiters.Len() == 0 && !ln.trying {
 		s.dropLocked(ln)
 	}
-	return news, true
+	return true, news
 }
 
 // dropLocked forgets a line that has neither waiters nor an attempt.
