@@ -493,7 +493,7 @@ func (l *Lock) runKeeper(ctx context.Context, k *keeper) error {
 	defer func() {
 		if pending != nil {
 			k.cancel(nil)
-			_ = <-pending // ended by the cancellation
+			<-pending //nolint:errcheck // It ended because it was cancelled.
 		}
 	}()
 	for {

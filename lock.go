@@ -1,4 +1,63 @@
-// Package redfour is a lock on Redis for one process at a time across a fleet.
+// Package redfour runs a section of code in one process at a time across a fleet,
+// by a lock on Redis whose waiters are woken when it is released.
+//
+//	err := lock.WithLock(ctx, "token:42", 10*time.Second, func(ctx context.Context, lease *redfour.Lease) error {
+//		return refreshIfExpired(ctx)
+//	})
+//
+// [Lock.WithLock] is the way to use it. [Lock.Acquire], [Lock.WaitAcquire],
+// [Lock.Renew], [Lock.Release] and [Lock.KeepAlive] are its parts, for leases that
+// outlive a function or travel to another process.
+//
+// # Guarantees
+//
+// A lock is a lease: it ends after its ttl unless it is renewed, so that a holder
+// that died does not hold it for ever. While Redis keeps its data, at
+// most one lease of an id holds in Redis at any time, and [Lease.Deadline] never
+// promises more than Redis keeps. But nothing stops a holder that is
+// frozen, or slow to notice, from working on after its deadline. Nor does
+// anything here help when Redis loses the lease: by a failover to a replica that had
+// not received it, a restart without its data, an eviction or a FLUSHALL. What must
+// not be done twice in such a case needs fencing.
+//
+// A lost reply changes nothing: every script may be repeated safely, and is. An error
+// that is not about the lock says that the outcome is unknown; it never matches
+// [ErrLocked] or [ErrNotHeld]. A caller whose context ends returns at once, and
+// what its call may still bring is given back in the background. The one gap: a
+// request that the network delays until after all of that takes the lock for
+// nobody, for one ttl.
+//
+// # Waiting
+//
+// A waiter hears of a release by a message on one subscription for each [Lock], whatever the
+// number of ids. Messages are hints: each id also looks at its lock when the
+// holder's lease ends, after every reconnection, and every 30 s, so waiting works,
+// more slowly, without any. The waiters of one id in one Lock form a queue
+// and cost no more than one. Between processes there is no order. Waiting holds
+// no connection of the client's pool.
+//
+// # Fencing
+//
+// [Lease.Index] grows with every lease of an id. A resource that remembers the
+// highest index that it has seen, and refuses a lower one, is safe from a
+// holder that came back too late; the README has an example in SQL. The index is
+// at least the server's time in microseconds, so that it keeps growing when the
+// counter in Redis is lost, as long as the new server's clock, or somebody who has
+// seen the last index, is not behind.
+//
+// # Cluster
+//
+// Redis Cluster is not supported yet, and [New] says so. A client made by
+// redis.NewFailoverClient follows a Sentinel failover; see Guarantees for what
+// a failover can lose.
+//
+// # npm redfour
+//
+// Locks are shared with the npm packages redfour (all versions) and, outside
+// Cluster, ioredfour: each side waits for, takes, renews and releases beside the
+// other, in the same namespace. The object that they return decodes into a [Lease]. Leases
+// of theirs have no token, so their index alone proves ownership; and their
+// indexes grow only while the counter survives.
 package redfour
 
 import (
@@ -427,10 +486,9 @@ func notHeld(r reply) error {
 //
 // The lease is renewed until fn has returned, even when ctx ends first. The
 // context that fn gets ends with ctx, and as soon as the lease is lost; then
-// context.Cause matches [ErrExpired] or [ErrConflict]. Something that must not be done twice
-// should look at it, and let the resource that it changes refuse an
-// older lease.Index. The lease belongs to WithLock: fn may read it, renew it and
-// hand its index on.
+// context.Cause matches [ErrExpired] or [ErrConflict]. What must not be done twice
+// should let the resource that it changes refuse an older lease.Index as well. The
+// lease belongs to WithLock: fn may read it, renew it and hand its index on.
 //
 // WithLock returns fn's error, unchanged if the lease held to the end. Otherwise
 // it is joined with what happened: the loss, or a release whose outcome is unknown.

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net"
 	"strconv"
@@ -247,7 +248,9 @@ func (s *server) run(ctx context.Context, sc *script, keys []string, argv ...any
 	if len(values) != 3 {
 		return reply{}, fmt.Errorf("script replied %d values, not 3", len(values))
 	}
-	r := reply{values[0], values[1], time.Duration(values[2]) * time.Millisecond, sent}
+	// Whoever set the expiry of a foreign lock may have set more than a Duration holds.
+	left := time.Duration(min(values[2], math.MaxInt64/int64(time.Millisecond))) * time.Millisecond
+	r := reply{status: values[0], index: values[1], left: left, sent: sent}
 	s.observe(r.index)
 	return r, nil
 }

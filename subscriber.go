@@ -145,7 +145,11 @@ func (s *subscriber) leave(ln *line, w *waiter) (left bool, news error) {
 		ttl := max(0, locked.TTL-time.Since(ln.seen)).Truncate(time.Millisecond)
 		news = &LockedError{ID: locked.ID, Index: locked.Index, TTL: ttl}
 	}
-	if ln.waiters.Len() == 0 && !ln.trying {
+	switch {
+	case ln.waiters.Len() > 0 || ln.trying:
+	case ln.maybe:
+		s.beginLocked(ln) // to clear up
+	default:
 		s.dropLocked(ln)
 	}
 	return true, news
@@ -331,7 +335,7 @@ func (s *subscriber) heldLocked(ln *line, w *waiter, by *LockedError) bool {
 	}
 	s.listenLocked()
 	ln.trying = false
-	s.lookInLocked(ln, min(by.TTL+time.Millisecond, longestLook)+rand.N(lookJitter))
+	s.lookInLocked(ln, min(by.TTL, longestLook)+time.Millisecond+rand.N(lookJitter))
 	return false
 }
 

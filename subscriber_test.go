@@ -262,6 +262,40 @@ func TestWaitAcquire_theLastLeaverGivesBackWhatALostReplyBrought(t *testing.T) {
 	})
 }
 
+// The same, but the line was pausing before the next attempt.
+func TestWaitAcquire_theLastLeaverGivesBackWhatALostReplyBroughtBefore(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lost := make(chan struct{})
+		way.afterScript(once(isAcquire, func() error { close(lost); return io.EOF }))
+		ctx, cancel := context.WithCancel(t.Context())
+		got := waitFor(ctx, l, "42", time.Minute)
+		<-lost
+		synctest.Wait()
+		cancel()
+		require.ErrorIs(t, (<-got).err, io.EOF)
+		synctest.Wait()
+		require.True(t, m.Exists("lockindex"))
+		require.False(t, m.Exists("lock:42"))
+	})
+}
+
+func TestWaitAcquire_aHolderOfMoreThanADurationIsWaitedFor(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		client := m.client(t, way)
+		l := newLock(t, client)
+		require.NoError(t, client.HSet(t.Context(), "lock:42", "index", 7).Err())
+		require.NoError(t, client.Do(t.Context(), "PEXPIRE", "lock:42", "9223372036854").Err())
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		_, err := l.WaitAcquire(ctx, "42", time.Minute)
+		require.ErrorIs(t, err, redfour.ErrLocked)
+		require.Less(t, way.sent(), 10)
+	})
+}
+
 func TestWaitAcquire_repeatsAfterALostReply(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		way := new(link)
