@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/redfour-go/redfour"
+	"github.com/redfour-go/redfour/internal/redistest"
 )
 
 func TestNew_refusesByName(t *testing.T) {
@@ -581,4 +582,21 @@ func TestClose_waitsForWhatIsOnItsWayButNotForEver(t *testing.T) {
 		require.NoError(t, l.Close())
 		require.False(t, m.Exists("lock:42"), "what the attempt brought was given back")
 	})
+}
+
+// A client made by Open is still there when the last section releases.
+func TestRealOpen_closesItsClientAfterTheLastSection(t *testing.T) {
+	server := redistest.Start(t)
+	admin := server.Client(t)
+	l, err := redfour.Open("redis://" + server.Addr())
+	require.NoError(t, err)
+	err = l.WithLock(t.Context(), "42", time.Minute, func(context.Context, *redfour.Lease) error {
+		require.NoError(t, l.Close())
+		require.NoError(t, l.Close())
+		require.EqualValues(t, 1, admin.Exists(t.Context(), "lock:42").Val())
+		return nil
+	})
+	require.NoError(t, err)
+	require.Zero(t, admin.Exists(t.Context(), "lock:42").Val())
+	require.ErrorIs(t, l.Release(t.Context(), &redfour.Lease{ID: "42", Index: 1}), redis.ErrClosed)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/redfour-go/redfour"
+	"github.com/redfour-go/redfour/internal/redistest"
 )
 
 // The names are shared with npm redfour, byte by byte.
@@ -178,4 +179,34 @@ func TestErrClosed_isNotNotHeld(t *testing.T) {
 	require.ErrorIs(t, redfour.ErrExpired, redfour.ErrNotHeld)
 	require.ErrorIs(t, redfour.ErrConflict, redfour.ErrNotHeld)
 	require.False(t, errors.Is(redfour.ErrExpired, redfour.ErrConflict))
+}
+
+// The README names the rights that a user needs. Everything works with these, and
+// each is needed for something.
+func TestRealRights_theREADMEsAreEnough(t *testing.T) {
+	server := redistest.Start(t)
+	admin := server.Client(t)
+	rights := []any{
+		"ACL", "SETUSER", "app", "on", ">secret", "resetkeys", "resetchannels", "~lock:*", "~lockindex", "&lock-release", "-@all",
+		"+evalsha", "+eval", "+pttl", "+hmget", "+type", "+get", "+time", "+set", "+hset", "+pexpire", "+del", "+publish", "+subscribe", "+ping",
+	}
+	require.NoError(t, admin.Do(t.Context(), rights...).Err())
+	o := server.Options()
+	o.Username, o.Password = "app", "secret"
+	client := newClient(t, o)
+	l := newLock(t, client)
+	lease := mustAcquire(t, l, "42", time.Minute)
+	require.NoError(t, l.Renew(t.Context(), lease, time.Minute))
+	got := waitFor(t.Context(), l, "42", time.Minute)
+	require.Eventually(t, func() bool {
+		return admin.PubSubNumSub(t.Context(), "lock-release").Val()["lock-release"] == 1
+	}, 5*time.Second, time.Millisecond)
+	require.NoError(t, l.Release(t.Context(), lease))
+	r := <-got
+	require.NoError(t, r.err)
+	require.NoError(t, l.Release(t.Context(), r.lease))
+	require.NoError(t, admin.Set(t.Context(), "lock:foreign", "x", 0).Err())
+	_, err := l.Acquire(t.Context(), "foreign", time.Minute)
+	require.ErrorContains(t, err, `key "lock:foreign" is a string`)
+	require.Empty(t, admin.ACLLog(t.Context(), 1).Val(), "nothing was refused")
 }
