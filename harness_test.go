@@ -92,7 +92,8 @@ type link struct {
 	before  func(ctx context.Context, cmd redis.Cmder) error
 	after   func(ctx context.Context, cmd redis.Cmder) error
 	conns   map[*linkConn]struct{}
-	down    bool // no new connections
+	down    bool          // no new connections
+	delay   time.Duration // of new connections
 }
 
 // beforeScript calls f before each script is sent; an error keeps it from being
@@ -195,8 +196,9 @@ type dialer = func(ctx context.Context, network, addr string) (net.Conn, error)
 func (l *link) through(dial dialer) dialer {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		l.mu.Lock()
-		down := l.down
+		down, delay := l.down, l.delay
 		l.mu.Unlock()
+		pass(delay)
 		if down {
 			return nil, &net.OpError{Op: "dial", Net: network, Err: io.ErrClosedPipe}
 		}
@@ -220,6 +222,13 @@ func (l *link) setDown(down bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.down = down
+}
+
+// setDelay makes new connections take this long.
+func (l *link) setDelay(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.delay = d
 }
 
 // cut closes the connections that match.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -50,6 +51,30 @@ func (l *Lease) shared() *leaseState {
 		return &leaseState{ttl: l.TTL}
 	}
 	return l.state
+}
+
+// stateOf returns the state of a lease: its keeper's, if it is kept alive here, so
+// that what is done through its JSON is known to those who keep it alive.
+func (l *Lock) stateOf(lease *Lease) *leaseState {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if k := l.keepers[lease.key()]; k != nil {
+		return k.state
+	}
+	return lease.shared()
+}
+
+// follow takes over what is known of the same lease elsewhere.
+func (s *leaseState) follow(other *leaseState) {
+	if s == nil || s == other {
+		return
+	}
+	other.mu.Lock()
+	deadline, ttl, over, overAt, released := other.deadline, other.ttl, other.over, other.overAt, other.released
+	other.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deadline, s.ttl, s.over, s.overAt, s.released = deadline, ttl, over, overAt, released
 }
 
 func checkLease(l *Lease) error {
@@ -142,9 +167,9 @@ type leaseState struct {
 	overAt   time.Time     // when that became known
 	released bool          // a release was sent in time, and may have run
 
-	turn    chan struct{} // holds one element while a renewal is made; nil before the first
-	renewal *call         // the last one
-	changed chan struct{} // tells the keeper, if there is one, that the rest changed
+	turn    chan struct{}   // holds one element while a renewal is made; nil before the first
+	renewal *call           // the last one
+	keepers []chan struct{} // told when the rest changes; one for each Lock that keeps the lease alive
 }
 
 // held is up to when the lease is held for certain.
@@ -201,6 +226,7 @@ func (s *leaseState) end(why error) {
 	defer s.mu.Unlock()
 	if s.over == nil {
 		s.over, s.overAt = why, time.Now()
+		s.tellKeepers()
 	}
 }
 
@@ -230,7 +256,7 @@ func (s *leaseState) renewing(sent time.Time, ttl time.Duration) {
 	defer s.mu.Unlock()
 	if deadline := sent.Add(ttl); !s.deadline.IsZero() && deadline.Before(s.deadline) {
 		s.deadline = deadline
-		s.tellKeeper()
+		s.tellKeepers()
 	}
 }
 
@@ -244,7 +270,7 @@ func (s *leaseState) renewed(sent time.Time, ttl time.Duration) {
 		ttl = min(ttl, s.shortest)
 	}
 	s.deadline = sent.Add(ttl)
-	s.tellKeeper()
+	s.tellKeepers()
 }
 
 // unresolved says that a renewal for ttl may or may not have come, or may come yet.
@@ -256,10 +282,12 @@ func (s *leaseState) unresolved(ttl time.Duration) {
 	}
 }
 
-func (s *leaseState) tellKeeper() {
-	select {
-	case s.changed <- struct{}{}:
-	default: // there is no keeper, or it has been told
+func (s *leaseState) tellKeepers() {
+	for _, changed := range s.keepers {
+		select {
+		case changed <- struct{}{}:
+		default: // it has been told
+		}
 	}
 }
 
@@ -374,7 +402,7 @@ func checkKeepAlive(lease *Lease) error {
 type keeper struct {
 	key     leaseKey
 	state   *leaseState
-	changed chan struct{}           // state's; capacity 1, because one news is enough
+	changed chan struct{}           // sent to by state; capacity 1, because one news is enough
 	cancel  context.CancelCauseFunc // ends run
 	done    chan struct{}           // closed when run has ended
 
@@ -417,9 +445,10 @@ func (l *Lock) newKeeper(key leaseKey, state *leaseState, before *keeper) *keepe
 		key: key, state: state, changed: make(chan struct{}, 1), cancel: cancel,
 		done: make(chan struct{}), users: make(map[*context.CancelCauseFunc]struct{}),
 	}
-	state.setKeeper(k.changed)
+	state.addKeeper(k.changed)
 	l.crew.Start(func() {
 		defer close(k.done)
+		defer state.removeKeeper(k.changed)
 		defer cancel(nil)
 		if before != nil {
 			<-before.done
@@ -429,10 +458,16 @@ func (l *Lock) newKeeper(key leaseKey, state *leaseState, before *keeper) *keepe
 	return k
 }
 
-func (s *leaseState) setKeeper(changed chan struct{}) {
+func (s *leaseState) addKeeper(changed chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.changed = changed
+	s.keepers = append(s.keepers, changed)
+}
+
+func (s *leaseState) removeKeeper(changed chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keepers = slices.DeleteFunc(s.keepers, func(c chan struct{}) bool { return c == changed })
 }
 
 // leaveKeeper takes a user from k, which ends with the last.
@@ -471,9 +506,9 @@ func (l *Lock) stopKeeping(ctx context.Context, key leaseKey, d time.Duration) {
 	k := l.keepers[key]
 	l.mu.Unlock()
 	if k != nil {
+		k.state.end(errReleased) // first, so that nobody starts another
 		k.cancel(errReleased)
 		<-k.done
-		k.state.end(errReleased)
 		k.state.joinRenewal(ctx, d)
 	}
 }
@@ -497,6 +532,9 @@ func (l *Lock) runKeeper(ctx context.Context, k *keeper) error {
 		}
 	}()
 	for {
+		if over := k.state.whyOver(); over != nil {
+			return over
+		}
 		ttl, due, deadline := k.state.terms(started)
 		if retry.After(due) {
 			due = retry
@@ -544,7 +582,11 @@ func (s *leaseState) terms(started time.Time) (ttl time.Duration, due, deadline 
 	if s.deadline.IsZero() {
 		return s.ttl, started, started.Add(s.ttl)
 	}
-	return s.ttl, s.deadline.Add(-s.ttl * 2 / 3), s.deadline
+	counted := s.ttl
+	if s.shortest > 0 {
+		counted = min(counted, s.shortest)
+	}
+	return s.ttl, s.deadline.Add(-counted * 2 / 3), s.deadline
 }
 
 // deadlinePassed says why a lease could not be kept alive.

@@ -252,6 +252,79 @@ func TestKeepAlive_lossIsSignalledAtADeadlineThatCameNearer(t *testing.T) {
 	})
 }
 
+// Then the renewal by hand is worth no more than the lost one, and the pace is that
+// of the shorter.
+func TestKeepAlive_isNotHurriedByALostReply(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", 9*time.Second)
+		_, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		way.afterScript(once(isRenew, lostReply))
+		pass(4 * time.Second)
+		require.NoError(t, l.Renew(t.Context(), lease, time.Minute))
+		sent := renewals(way)
+		pass(28 * time.Second)
+		require.Len(t, sent(), 9)
+	})
+}
+
+func TestKeepAlive_lossThatACallFoundIsSignalledAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		l := m.lock(t)
+		lease := mustAcquire(t, l, "42", time.Hour)
+		kept, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		pass(time.Second)
+		m.Del("lock:42")
+		require.ErrorIs(t, l.Renew(t.Context(), lease, time.Hour), redfour.ErrExpired)
+		synctest.Wait()
+		require.ErrorIs(t, context.Cause(kept), redfour.ErrExpired)
+	})
+}
+
+// What is done with the lease from JSON is known to those who keep it alive.
+func TestKeepAlive_followsALeaseFromJSON(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Hour)
+		kept, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		arrived := travel(t, lease)
+		require.NoError(t, l.Renew(t.Context(), arrived, 3*time.Second))
+		require.Equal(t, 3*time.Second, lease.Remaining())
+		require.Equal(t, 3*time.Second, arrived.Remaining())
+		pass(time.Minute)
+		require.NoError(t, kept.Err())
+		require.Positive(t, lease.Remaining())
+
+		way.afterScript(once(isRelease, lostReply))
+		require.NoError(t, l.Release(t.Context(), arrived), "it was sent in time, as the keeper knows")
+		require.Zero(t, lease.Remaining())
+		require.Zero(t, arrived.Remaining())
+	})
+}
+
+// Copies of one lease are kept alive through two Locks, and both learn of all.
+func TestKeepAlive_throughTwoLocks(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		a, b := m.lock(t), m.lock(t)
+		lease := mustAcquire(t, a, "42", time.Minute)
+		keptA, stopA := a.KeepAlive(t.Context(), lease)
+		defer stopA()
+		keptB, stopB := b.KeepAlive(t.Context(), lease)
+		defer stopB()
+		pass(time.Second)
+		m.Del("lock:42")
+		require.ErrorIs(t, a.Renew(t.Context(), lease, time.Minute), redfour.ErrExpired)
+		synctest.Wait()
+		require.ErrorIs(t, context.Cause(keptA), redfour.ErrExpired)
+		require.ErrorIs(t, context.Cause(keptB), redfour.ErrExpired)
+	})
+}
+
 func TestKeepAlive_badLease(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		l := m.lock(t)

@@ -134,7 +134,8 @@ type Lock struct {
 
 	mu       sync.Mutex // guards what follows
 	closed   bool
-	sections int                  // WithLocks that run
+	drained  bool                 // Close has waited
+	sections int                  // WithLocks and Releases that run, and need the client
 	keepers  map[leaseKey]*keeper // leases that are kept alive
 }
 
@@ -234,6 +235,8 @@ func (l *Lock) Acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 // acquire repeats an attempt under one token, so that the one whose reply was
 // lost is recognised by the next.
 func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
+	l.crew.Join() // Close waits until it is certain that nothing stays behind
+	defer l.crew.Leave()
 	token := rand.Text()
 	until := time.Now().Add(acquireTime)
 	bounded, cancel := context.WithDeadline(ctx, until)
@@ -242,7 +245,7 @@ func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 	var c *call    // the last attempt
 	var maybe bool // an attempt before it may have run
 	var last error // what Redis, or the way there, said last
-	err := repeat(bounded, until, verdict.outOfReach, func() error {
+	err := repeat(bounded, l.life, until, verdict.outOfReach, func() error {
 		if c != nil {
 			last = c.err
 			maybe = maybe || judge(c.err) == unknown
@@ -252,7 +255,7 @@ func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 		return err
 	})
 	if err != nil {
-		l.server.abandon(ctx, c, maybe, id, token, ttl)
+		l.server.abandon(ctx, c, maybe, id, token)
 		return nil, gaveUp(ctx, err, last)
 	}
 	if c.reply.status == statusHeld {
@@ -260,7 +263,7 @@ func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 	}
 	lease := newLease(id, token, ttl, c.reply)
 	if lease.Remaining() <= 0 {
-		l.server.abandon(ctx, c, maybe, id, token, ttl)
+		l.server.abandon(ctx, c, maybe, id, token)
 		return nil, errLate(ttl)
 	}
 	lease.Immediate = true
@@ -370,7 +373,9 @@ func (l *Lock) Renew(ctx context.Context, lease *Lease, ttl time.Duration) error
 	if err := l.check(ctx, lease.ID, ttl); err != nil {
 		return wrap("renew", lease.ID, err)
 	}
-	err := l.renew(ctx, lease.key(), lease.shared(), ttl.Truncate(time.Millisecond))
+	state := l.stateOf(lease)
+	err := l.renew(ctx, lease.key(), state, ttl.Truncate(time.Millisecond))
+	lease.state.follow(state)
 	return wrap("renew", lease.ID, err)
 }
 
@@ -380,7 +385,7 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 	bounded, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
 	var last error
-	err := repeat(bounded, until, verdict.transient, func() error {
+	err := repeat(bounded, l.life, until, verdict.transient, func() error {
 		err := l.renewOnce(bounded, key, state, ttl)
 		if !cutShort(err) {
 			last = err
@@ -407,10 +412,17 @@ func (l *Lock) Release(ctx context.Context, lease *Lease) error {
 	if err := checkLease(lease); err != nil {
 		return fmt.Errorf("redfour: release: %w", err)
 	}
-	key, state := lease.key(), lease.shared()
+	key, state := lease.key(), l.stateOf(lease)
 	done := make(chan error, 1) // one error; nobody may be there to take it
 	detached := context.WithoutCancel(ctx)
-	l.crew.Start(func() { done <- l.release(detached, key, state) })
+	twin := lease.state
+	l.enterSection()
+	l.crew.Start(func() {
+		defer l.leaveSection()
+		err := l.release(detached, key, state)
+		twin.follow(state)
+		done <- err
+	})
 	select {
 	case err := <-done:
 		return wrap("release", lease.ID, err)
@@ -439,7 +451,7 @@ func (l *Lock) release(ctx context.Context, key leaseKey, state *leaseState) err
 	state.joinRenewal(ctx, releaseGrace)
 
 	var last error
-	err := repeat(ctx, until, verdict.transient, func() error {
+	err := repeat(ctx, ctx, until, verdict.transient, func() error {
 		err := l.releaseOnce(ctx, key, state)
 		if !cutShort(err) {
 			last = err
@@ -498,9 +510,7 @@ func (l *Lock) WithLock(
 	if fn == nil {
 		return wrap("with lock", id, errors.New("nil func"))
 	}
-	if err := l.enterSection(); err != nil {
-		return wrap("with lock", id, err)
-	}
+	l.enterSection()
 	defer l.leaveSection()
 	lease, err := l.WaitAcquire(ctx, id, ttl)
 	if err != nil {
@@ -560,6 +570,7 @@ func (l *Lock) Close() error {
 	l.closed = true
 	l.mu.Unlock()
 	l.end(ErrClosed)
+	l.subscriber.end()
 
 	timer := time.NewTimer(closeTime)
 	defer timer.Stop()
@@ -569,6 +580,9 @@ func (l *Lock) Close() error {
 	case <-timer.C:
 		err = fmt.Errorf("redfour: close: the client has not answered for %v", closeTime)
 	}
+	l.mu.Lock()
+	l.drained = true
+	l.mu.Unlock()
 	return errors.Join(err, l.closeClient())
 }
 
@@ -576,7 +590,7 @@ func (l *Lock) Close() error {
 func (l *Lock) closeClient() error {
 	l.mu.Lock()
 	client := l.owned
-	if !l.closed || l.sections > 0 {
+	if !l.drained || l.sections > 0 {
 		client = nil
 	}
 	if client != nil {
@@ -589,14 +603,10 @@ func (l *Lock) closeClient() error {
 	return client.Close()
 }
 
-func (l *Lock) enterSection() error {
+func (l *Lock) enterSection() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
-		return ErrClosed
-	}
 	l.sections++
-	return nil
 }
 
 func (l *Lock) leaveSection() {

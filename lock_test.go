@@ -584,6 +584,23 @@ func TestClose_waitsForWhatIsOnItsWayButNotForEver(t *testing.T) {
 	})
 }
 
+// The caller's ctx ends, and Redis is in trouble, after Close: the release goes on.
+func TestRealOpen_closesItsClientAfterAReleaseInTheBackground(t *testing.T) {
+	server := redistest.Start(t)
+	admin := server.Client(t)
+	l, err := redfour.Open("redis://" + server.Addr())
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	_ = l.WithLock(ctx, "42", time.Hour, func(context.Context, *redfour.Lease) error {
+		require.NoError(t, l.Close())
+		server.Pause()
+		cancel()
+		return nil
+	})
+	server.Resume()
+	require.Eventually(t, func() bool { return admin.Exists(t.Context(), "lock:42").Val() == 0 }, 5*time.Second, time.Millisecond)
+}
+
 // A client made by Open is still there when the last section releases.
 func TestRealOpen_closesItsClientAfterTheLastSection(t *testing.T) {
 	server := redistest.Start(t)

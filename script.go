@@ -309,21 +309,21 @@ const cleanupTime = 5 * time.Second
 // abandon gives back, in the background, what c took or may still take. Its
 // caller gave up waiting for it; maybe tells whether an earlier attempt with the
 // same token may have run.
-func (s *server) abandon(ctx context.Context, c *call, maybe bool, id, token string, ttl time.Duration) {
+func (s *server) abandon(ctx context.Context, c *call, maybe bool, id, token string) {
 	ctx = context.WithoutCancel(ctx)
 	s.crew.Start(func() {
 		<-c.done
 		took := c.err == nil && c.reply.status != statusHeld
 		if maybe || took || judge(c.err) == unknown {
-			s.discard(ctx, id, token, ttl)
+			s.discard(ctx, id, token)
 		}
 	})
 }
 
 // discard releases whatever lease has this token.
-func (s *server) discard(ctx context.Context, id, token string, ttl time.Duration) {
-	until := time.Now().Add(min(ttl, cleanupTime))
-	_ = repeat(ctx, until, verdict.transient, func() error {
+func (s *server) discard(ctx context.Context, id, token string) {
+	until := time.Now().Add(cleanupTime)
+	_ = repeat(ctx, ctx, until, verdict.transient, func() error {
 		_, err := s.start(func() (reply, error) { return s.releaseToken(ctx, id, token) }).waitUntil(ctx, patience)
 		return err
 	})
@@ -331,7 +331,7 @@ func (s *server) discard(ctx context.Context, id, token string, ttl time.Duratio
 
 // giveBack releases a lease that nobody has heard of.
 func (s *server) giveBack(ctx context.Context, lease *Lease) {
-	s.discard(ctx, lease.ID, lease.Token, lease.TTL)
+	s.discard(ctx, lease.ID, lease.Token)
 }
 
 // suit gives a lease that nobody has heard of the ttl that its taker wants.
@@ -458,30 +458,31 @@ func quote(s string) string {
 }
 
 // repeat calls try until it succeeds, until again does not want to repeat its
-// error, until the given time or until ctx ends. It returns try's last error.
-func repeat(ctx context.Context, until time.Time, again func(verdict) bool, try func() error) error {
+// error, until the given time or until ctx or life ends. It returns try's last error.
+func repeat(ctx, life context.Context, until time.Time, again func(verdict) bool, try func() error) error {
 	for b := (backoff{min: 10 * time.Millisecond, max: 500 * time.Millisecond}); ; {
 		err := try()
 		if err == nil || !again(judge(err)) {
 			return err
 		}
 		pause := b.next()
-		if time.Until(until) < pause || sleep(ctx, pause) != nil {
+		if time.Until(until) < pause || !sleep(ctx, life, pause) {
 			return err
 		}
 	}
 }
 
-// sleep returns early, with an error, when ctx ends.
-func sleep(ctx context.Context, d time.Duration) error {
+// sleep lets d pass. It returns early, and false, when ctx or life ends.
+func sleep(ctx, life context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return nil
 	case <-ctx.Done():
-		return contextError(ctx)
+	case <-life.Done():
 	}
+	// All may be so, and then select does not care.
+	return ctx.Err() == nil && life.Err() == nil
 }
 
 // A backoff is a growing, random pause: each is between a half and the whole of

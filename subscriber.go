@@ -28,6 +28,7 @@ const (
 	connectTime   = 5 * time.Second         // for connecting and subscribing
 	resubscribe   = time.Second             // the longest pause between two tries to subscribe
 	deniedPause   = 30 * time.Second        // the same, where the user may not subscribe
+	steadyTime    = 10 * time.Second        // a subscription that lived so long is replaced quickly
 )
 
 // A subscriber makes the callers of WaitAcquire wait, and wakes them.
@@ -60,18 +61,17 @@ type subscriber struct {
 // it has waiters, it has an attempt in flight or its timer set.
 type line struct {
 	id       string
-	waiters  list.List     // of *waiter
-	trying   bool          // an attempt is in flight, or about to be
-	again    bool          // a wake-up came since the attempt began
-	fresh    bool          // no attempt has begun yet
-	token    string        // of the attempts since the last lease; "" when one is to be made
-	maybe    bool          // one of them may have run, and the reply was lost
-	lastTTL  time.Duration // that the last of them asked for
-	failures backoff       // since the last answer
-	news     error         // what the last attempt told: a *LockedError, or why there is no answer
-	seen     time.Time     // when it told that
-	timer    *time.Timer   // the next look; nil before the first
-	due      time.Time     // when that is
+	waiters  list.List   // of *waiter
+	trying   bool        // an attempt is in flight, or about to be
+	again    bool        // a wake-up came since the attempt began
+	fresh    bool        // no attempt has begun yet
+	token    string      // of the attempts since the last lease; "" when one is to be made
+	maybe    bool        // one of them may have run, and the reply was lost
+	failures backoff     // since the last answer
+	news     error       // what the last attempt told: a *LockedError, or why there is no answer
+	seen     time.Time   // when it told that
+	timer    *time.Timer // the next look; nil before the first
+	due      time.Time   // when that is
 }
 
 // A waiter is one call of WaitAcquire.
@@ -160,8 +160,10 @@ func (s *subscriber) dropLocked(ln *line) {
 	if ln.timer != nil {
 		ln.timer.Stop()
 	}
-	delete(s.lines, ln.id)
-	if len(s.lines) > 0 || s.ear == nil {
+	if s.lines[ln.id] == ln {
+		delete(s.lines, ln.id)
+	}
+	if len(s.lines) > 0 || s.ear == nil || s.life.Err() != nil {
 		return
 	}
 	if s.idle == nil {
@@ -178,6 +180,20 @@ func (s *subscriber) rest() {
 	if len(s.lines) == 0 && s.ear != nil {
 		s.ear.close()
 		s.ear = nil
+	}
+}
+
+// end makes every line clear up, now that life has ended.
+func (s *subscriber) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, ln := range s.lines {
+		if !ln.trying {
+			s.beginLocked(ln)
+		}
+	}
+	if s.idle != nil {
+		s.idle.Stop()
 	}
 }
 
@@ -263,28 +279,25 @@ func (s *subscriber) attempt(ln *line) bool {
 		ln.token = cryptorand.Text()
 	}
 	token := ln.token
-	if first != nil {
-		ln.lastTTL = first.ttl
-	}
-	ttl := ln.lastTTL
 	s.mu.Unlock()
 
 	if first == nil {
-		s.server.discard(context.WithoutCancel(s.life), ln.id, token, ttl)
+		s.server.discard(context.WithoutCancel(s.life), ln.id, token)
 		s.mu.Lock()
 		ln.token, ln.maybe = "", false
 		s.mu.Unlock()
 		return true
 	}
 
-	r, err := s.server.acquire(s.life, ln.id, token, ttl)
-	if err == nil && r.status != statusHeld {
-		lease := newLease(ln.id, token, ttl, r)
+	c := s.server.start(func() (reply, error) { return s.server.acquire(s.life, ln.id, token, first.ttl) })
+	<-c.done
+	if c.err == nil && c.reply.status != statusHeld {
+		lease := newLease(ln.id, token, first.ttl, c.reply)
 		lease.Immediate = fresh
 		// An earlier attempt with this token may have asked for another ttl.
-		return s.give(ln, first, lease, r.status == statusDone)
+		return s.give(ln, first, lease, c.reply.status == statusDone)
 	}
-	return s.settle(ln, first, r, err)
+	return s.settle(ln, first, c.reply, c.err)
 }
 
 // first returns the waiter who is first in the line, nil if there is none.
@@ -364,21 +377,15 @@ func (s *subscriber) give(ln *line, tried *waiter, lease *Lease, exact bool) boo
 			return true
 		case late:
 			s.server.giveBack(context.WithoutCancel(s.life), lease)
-			return s.fail(ln, errLate(lease.TTL))
+			return s.settle(ln, w, reply{}, errLate(lease.TTL))
 		}
 		renewed, err := s.server.suit(s.life, lease, w.ttl)
 		if err != nil {
 			s.server.giveBack(context.WithoutCancel(s.life), lease)
-			return s.fail(ln, err)
+			return s.settle(ln, w, reply{}, err)
 		}
 		lease = renewed
 	}
-}
-
-func (s *subscriber) fail(ln *line, err error) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.failLocked(ln, err)
 }
 
 func (s *subscriber) serveLocked(ln *line, w *waiter, what served) {
@@ -416,40 +423,42 @@ func (s *subscriber) listenLocked() {
 
 func (s *subscriber) listen(ctx context.Context) {
 	for pauses := (backoff{min: shortestRetry, max: resubscribe}); ctx.Err() == nil; {
-		confirmed, err := s.subscribe(ctx)
-		if confirmed {
+		start := time.Now()
+		err := s.subscribe(ctx)
+		if time.Since(start) > steadyTime {
 			pauses.step = 0
 		}
 		pause := pauses.next()
-		if judge(err) == final {
+		// A closed subscription is our own doing, and is no reason to give up.
+		if judge(err) == final && !errors.Is(err, redis.ErrClosed) {
 			pause = deniedPause
 		}
-		_ = sleep(ctx, pause)
+		sleep(ctx, ctx, pause)
 	}
 }
 
-// subscribe lives as long as one subscription. It reports whether Redis confirmed
-// it, and why it ended.
+// subscribe lives as long as one subscription, and returns why it ended.
 //
 // The connection is used once: go-redis repairs it silently when it breaks, and
 // then nobody learns that messages were lost.
-func (s *subscriber) subscribe(ctx context.Context) (confirmed bool, err error) {
+func (s *subscriber) subscribe(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	pubsub := s.server.client.Subscribe(ctx) // to no channel: this does not connect yet
+	connect, done := context.WithTimeout(ctx, connectTime)
+	err := pubsub.Subscribe(connect, s.server.names.releaseChannel())
+	done()
+
+	// Only now, because a ping would wait for the connection beyond its own time,
+	// and then break it.
 	var pinger sync.WaitGroup
 	defer pinger.Wait()
 	defer cancel()
 	pinger.Go(func() { checkOn(ctx, pubsub) })
-
-	connect, done := context.WithTimeout(ctx, connectTime)
-	err = pubsub.Subscribe(connect, s.server.names.releaseChannel())
-	done()
 	for err == nil {
 		var message any
 		message, err = receive(ctx, pubsub)
 		switch m := message.(type) {
 		case *redis.Subscription:
-			confirmed = true
 			s.wakeAll()
 		case *redis.Message:
 			if id, ok := s.server.names.id(m.Payload); ok {
@@ -457,7 +466,7 @@ func (s *subscriber) subscribe(ctx context.Context) (confirmed bool, err error) 
 			}
 		}
 	}
-	return confirmed, err
+	return err
 }
 
 // receive waits for one message, or the answer to a ping. It is bounded by ctx as

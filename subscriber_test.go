@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -281,6 +282,70 @@ func TestWaitAcquire_theLastLeaverGivesBackWhatALostReplyBroughtBefore(t *testin
 	})
 }
 
+// The same at Close, which waits for it.
+func TestClose_givesBackWhatALostReplyBrought(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		client := m.client(t, way)
+		l := newLock(t, client)
+		lost := make(chan struct{})
+		way.afterScript(once(isAcquire, func() error { close(lost); return io.EOF }))
+		got := waitFor(t.Context(), l, "42", time.Hour)
+		<-lost
+		synctest.Wait()
+		require.True(t, m.Exists("lock:42"))
+		require.NoError(t, l.Close())
+		require.False(t, m.Exists("lock:42"))
+		require.ErrorIs(t, (<-got).err, redfour.ErrClosed)
+	})
+}
+
+// The second waiter's ttl is short, and so would be the time to clear up after both
+// if it were taken for the ttl of what the first one's attempt brought.
+func TestWaitAcquire_clearsUpForAsLongAsItTakes(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lost := make(chan struct{}, 10) // more attempts than are made
+		way.afterScript(func(_ context.Context, cmd redis.Cmder) error {
+			if !isAcquire(cmd) {
+				return nil
+			}
+			lost <- struct{}{}
+			return io.EOF
+		})
+		firstCtx, firstLeaves := context.WithCancel(t.Context())
+		first := waitFor(firstCtx, l, "42", time.Hour)
+		<-lost
+		synctest.Wait()
+		secondCtx, secondLeaves := context.WithCancel(t.Context())
+		second := waitFor(secondCtx, l, "42", 5*time.Millisecond)
+		synctest.Wait()
+		firstLeaves()
+		<-first
+		<-lost
+		synctest.Wait()
+		way.beforeScript(func(context.Context, redis.Cmder) error { return redis.ErrPoolTimeout })
+		secondLeaves()
+		<-second
+		pass(500 * time.Millisecond)
+		way.beforeScript(nil)
+		pass(time.Second)
+		require.False(t, m.Exists("lock:42"))
+	})
+}
+
+func TestWaitAcquire_survivesAHookThatEndsItsGoroutine(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		way.beforeScript(once(isAcquire, func() error { runtime.Goexit(); return nil }))
+		r := <-waitFor(t.Context(), l, "42", time.Minute)
+		require.NoError(t, r.err)
+		require.Less(t, r.after, time.Second)
+	})
+}
+
 func TestWaitAcquire_aHolderOfMoreThanADurationIsWaitedFor(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		way := new(link)
@@ -382,6 +447,39 @@ func TestSubscription_isOneAndIdleOnesAreClosed(t *testing.T) {
 		require.Zero(t, m.PubSubNumSub("lock-release")["lock-release"])
 		wait()
 		require.Equal(t, 2, way.subscriptions())
+	})
+}
+
+// Somebody between us and Redis hangs up on subscribers as soon as they are there.
+func TestSubscription_thatFlapsIsNotAskedForAllTheTime(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		mustAcquire(t, a, "42", time.Hour)
+		ctx, cancel := context.WithCancel(t.Context())
+		waitFor(ctx, b, "42", time.Minute)
+		for range 1000 {
+			pass(10 * time.Millisecond)
+			way.cut(isSubscriber)
+		}
+		require.Less(t, way.subscriptions(), 50)
+		cancel()
+	})
+}
+
+func TestSubscription_mayTakeLongToConnect(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		_, err := b.Acquire(t.Context(), "42", time.Minute)
+		require.ErrorIs(t, err, redfour.ErrLocked)
+		way.setDelay(4 * time.Second)
+		got := waitFor(t.Context(), b, "42", time.Minute)
+		pass(20 * time.Second)
+		require.Equal(t, 1, way.subscriptions())
+		require.NoError(t, a.Release(t.Context(), lease))
+		require.Equal(t, 20*time.Second, (<-got).after)
 	})
 }
 

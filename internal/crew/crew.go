@@ -16,18 +16,24 @@ type Crew struct {
 
 // Start runs fn in a new goroutine of the crew.
 func (c *Crew) Start(fn func()) {
-	c.mu.Lock()
-	c.n++
-	c.mu.Unlock()
+	c.Join()
 	go func() {
 		// Deferred, so that a hook of the client that ends the goroutine
 		// with runtime.Goexit does not leave it counted for ever.
-		defer c.end()
+		defer c.Leave()
 		fn()
 	}()
 }
 
-func (c *Crew) end() {
+// Join counts the calling goroutine as one of the crew, until it calls Leave.
+func (c *Crew) Join() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n++
+}
+
+// Leave ends what Join began.
+func (c *Crew) Leave() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.n--
