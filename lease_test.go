@@ -359,6 +359,43 @@ func TestRelease_stopsKeepAliveOfCopies(t *testing.T) {
 	}
 }
 
+// The same, when the renewal is one by hand whose caller has left.
+func TestRelease_joinsARenewalByHandFirst(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Minute)
+		hang := make(chan struct{})
+		way.afterScript(once(isRenew, func() error { <-hang; return nil }))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		require.ErrorIs(t, l.Renew(ctx, lease, time.Hour), context.DeadlineExceeded)
+		time.AfterFunc(50*time.Millisecond, func() { close(hang) })
+		start := time.Now()
+		require.NoError(t, l.Release(t.Context(), lease))
+		require.Equal(t, 50*time.Millisecond, time.Since(start))
+	})
+}
+
+func TestRelease_endsEveryKeepAlive(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		l := m.lock(t)
+		lease := mustAcquire(t, l, "42", time.Minute)
+		first, stopFirst := l.KeepAlive(t.Context(), lease)
+		defer stopFirst()
+		second, stopSecond := l.KeepAlive(t.Context(), travel(t, lease))
+		defer stopSecond()
+		stopped, stopThird := l.KeepAlive(t.Context(), lease)
+		stopThird()
+		start := time.Now()
+		require.NoError(t, l.Release(t.Context(), lease))
+		require.Zero(t, time.Since(start))
+		require.ErrorIs(t, context.Cause(first), redfour.ErrNotHeld)
+		require.ErrorIs(t, context.Cause(second), redfour.ErrNotHeld)
+		require.Equal(t, context.Canceled, context.Cause(stopped))
+	})
+}
+
 // The renewal is on its way when Release is called; the release waits for it, or
 // else the renewal could come after it.
 func TestRelease_joinsTheRenewalFirst(t *testing.T) {

@@ -167,11 +167,35 @@ func TestAcquire_abandonedAfterALostReplyLeavesNothing(t *testing.T) {
 	})
 }
 
+// The first attempt took the lock, and no other was answered.
+func TestAcquire_givesBackWhatAnEarlierAttemptTook(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		way.afterScript(once(isAcquire, func() error {
+			way.beforeScript(func(_ context.Context, cmd redis.Cmder) error {
+				if isAcquire(cmd) {
+					return redis.ErrPoolTimeout
+				}
+				return nil
+			})
+			return io.EOF
+		}))
+		_, err := l.Acquire(t.Context(), "42", time.Hour)
+		require.ErrorIs(t, err, redis.ErrPoolTimeout)
+		synctest.Wait()
+		require.True(t, m.Exists("lockindex"))
+		require.False(t, m.Exists("lock:42"))
+	})
+}
+
 func TestAcquire_lateGrantIsReleased(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		way := new(link)
 		l := m.lock(t, way)
-		way.afterScript(once(isAcquire, func() error { pass(time.Second); return nil }))
+		mustAcquire(t, l, "the server knows the script", time.Minute)
+		way.beforeScript(once(isAcquire, func() error { pass(time.Second); return nil }))
+		way.afterScript(once(isAcquire, func() error { require.Equal(t, time.Second, m.TTL("lock:42")); return nil }))
 		_, err := l.Acquire(t.Context(), "42", time.Second)
 		require.ErrorIs(t, err, redfour.ErrExpired)
 		require.ErrorContains(t, err, "granted too late for a ttl of 1s")
@@ -417,6 +441,18 @@ func TestRenew_lostReply(t *testing.T) {
 		require.NoError(t, l.Renew(t.Context(), lease, time.Hour))
 		require.Greater(t, lease.Remaining(), 59*time.Minute)
 		require.LessOrEqual(t, lease.Remaining(), m.TTL("lock:42"))
+	})
+}
+
+func TestRenew_deadlineIsCountedFromBeforeTheRequest(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Minute)
+		start := time.Now()
+		way.afterScript(once(isRenew, func() error { pass(500 * time.Millisecond); return nil }))
+		require.NoError(t, l.Renew(t.Context(), lease, time.Hour))
+		require.Equal(t, start.Add(time.Hour), lease.Deadline())
 	})
 }
 

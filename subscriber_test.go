@@ -375,6 +375,27 @@ func TestWaitAcquire_repeatsAfterALostReply(t *testing.T) {
 	})
 }
 
+// What the lost reply brought has the ttl of somebody who has left since.
+func TestWaitAcquire_repeatsAfterALostReplyForAnotherTTL(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lost := make(chan struct{})
+		way.afterScript(once(isAcquire, func() error { close(lost); return io.EOF }))
+		ctx, cancel := context.WithCancel(t.Context())
+		first := waitFor(ctx, l, "42", time.Second)
+		<-lost
+		second := waitFor(t.Context(), l, "42", time.Hour)
+		synctest.Wait()
+		cancel()
+		<-first
+		r := <-second
+		require.NoError(t, r.err)
+		require.Equal(t, time.Hour, r.lease.TTL)
+		require.Equal(t, time.Hour, m.TTL("lock:42"))
+	})
+}
+
 func TestWaitAcquire_lateGrantIsReleasedAndTriedAgain(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		way := new(link)
