@@ -312,9 +312,10 @@ func (s *leaseState) wasReleased() bool {
 
 // renewOnce makes one attempt, and waits neither for ever nor after ctx.
 func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, ttl time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, state.attemptTime())
+	patience := state.attemptTime()
+	bounded, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err := state.takeTurn(ctx); err != nil {
+	if err := state.takeTurn(bounded); err != nil {
 		return err
 	}
 	defer state.giveTurn()
@@ -322,9 +323,10 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 		return contextError(ctx)
 	}
 	state.renewing(time.Now(), ttl)
-	c := l.server.start(func() (reply, error) { return l.server.renew(ctx, key, ttl) })
+	// Bounded, so that it is not sent any more when its turn is over.
+	c := l.server.start(func() (reply, error) { return l.server.renew(bounded, key, ttl) })
 	state.setRenewal(c)
-	r, err := c.wait(ctx)
+	r, err := c.waitUntil(ctx, patience)
 	switch {
 	case err != nil && judge(err) == unknown:
 		state.unresolved(ttl)

@@ -62,7 +62,6 @@ package redfour
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/url"
@@ -237,35 +236,31 @@ func (l *Lock) Acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
 	l.crew.Join() // Close waits until it is certain that nothing stays behind
 	defer l.crew.Leave()
-	token := rand.Text()
 	until := time.Now().Add(acquireTime)
 	bounded, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
 
-	var c *call    // the last attempt
-	var maybe bool // an attempt before it may have run
-	var last error // what Redis, or the way there, said last
-	err := repeat(bounded, l.life, until, verdict.outOfReach, func() error {
-		if c != nil {
-			last = c.err
-			maybe = maybe || judge(c.err) == unknown
-		}
-		c = l.server.start(func() (reply, error) { return l.server.acquire(bounded, id, token, ttl) })
-		_, err := c.wait(bounded)
-		return err
+	q := newQuest(id)
+	var r reply
+	var f failures
+	err := repeat(bounded, l.life, until, verdict.outOfReach, func() (err error) {
+		r, err = l.server.try(bounded, q, ttl)
+		return f.note(err)
 	})
 	if err != nil {
-		l.server.abandon(ctx, c, maybe, id, token)
-		return nil, gaveUp(ctx, err, last)
+		l.server.abandon(ctx, q)
+		return nil, f.sum(ctx)
 	}
-	if c.reply.status == statusHeld {
-		return nil, &LockedError{ID: id, Index: c.reply.index, TTL: c.reply.left}
+	if r.status == statusHeld {
+		l.server.abandon(ctx, q)
+		return nil, &LockedError{ID: id, Index: r.index, TTL: r.left}
 	}
-	lease := newLease(id, token, ttl, c.reply)
+	lease := newLease(id, q.token, ttl, r)
 	if lease.Remaining() <= 0 {
-		l.server.abandon(ctx, c, maybe, id, token)
+		l.server.abandon(ctx, q)
 		return nil, errLate(ttl)
 	}
+	l.server.won(ctx, q, lease.Index)
 	lease.Immediate = true
 	return lease, nil
 }
@@ -275,31 +270,45 @@ func errLate(ttl time.Duration) error {
 	return fmt.Errorf("granted too late for a ttl of %v: %w", ttl, ErrExpired)
 }
 
-// errNoAnswer says that a call was given up while its caller was still there.
-var errNoAnswer = errors.New("no answer from Redis, outcome unknown")
-
-// gaveUp says why a call ended with err: what Redis, or the way there, said
-// last, and the end of ctx where that came first.
-func gaveUp(ctx context.Context, err, last error) error {
-	switch {
-	case !cutShort(err):
-		last = err
-	case last == nil:
-		last = errNoAnswer
-	}
-	if judge(last) == unknown && !errors.Is(last, errNoAnswer) {
-		last = fmt.Errorf("outcome unknown: %w", last)
-	}
-	if ctx.Err() != nil {
-		return fmt.Errorf("%w: %w", contextError(ctx), last)
-	}
-	return last
+// failures are the errors of the attempts that one call made.
+type failures struct {
+	last  error // what Redis, or the way there, said last; nil if that was nothing
+	final error // of the last attempt
+	maybe bool  // one of them may have run
 }
 
-// cutShort tells whether a call ended because the library's bound or its
-// caller's ctx did, which says nothing about Redis.
-func cutShort(err error) bool {
-	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+// note adds the error of an attempt, and returns it.
+func (f *failures) note(err error) error {
+	f.final = err
+	if judge(err) != unknown {
+		f.last = err
+		return err
+	}
+	f.maybe = true
+	// That the library's bound or the caller's ctx ended says nothing about Redis.
+	if !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		f.last = err
+	}
+	return err
+}
+
+// sum says why the call failed, whether something may have happened all the same,
+// and that ctx ended where it did.
+func (f *failures) sum(ctx context.Context) error {
+	err := f.last
+	switch v := judge(f.final); {
+	case v == lost:
+		return f.final
+	case err == nil:
+		err = errNoAnswer
+	}
+	if f.maybe {
+		err = fmt.Errorf("outcome unknown: %w", err)
+	}
+	if ctx.Err() != nil {
+		err = fmt.Errorf("%w: %w", contextError(ctx), err)
+	}
+	return err
 }
 
 // check refuses what no call can work with, and calls that come too late.
@@ -384,16 +393,12 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 	until := state.renewUntil()
 	bounded, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
-	var last error
+	var f failures
 	err := repeat(bounded, l.life, until, verdict.transient, func() error {
-		err := l.renewOnce(bounded, key, state, ttl)
-		if !cutShort(err) {
-			last = err
-		}
-		return err
+		return f.note(l.renewOnce(bounded, key, state, ttl))
 	})
 	if err != nil {
-		return gaveUp(ctx, err, last)
+		return f.sum(ctx)
 	}
 	return nil
 }
@@ -434,7 +439,7 @@ func (l *Lock) Release(ctx context.Context, lease *Lease) error {
 	case err := <-done:
 		return wrap("release", lease.ID, err)
 	case <-grace.C:
-		return wrap("release", lease.ID, fmt.Errorf("%w: %w", contextError(ctx), errNoAnswer))
+		return wrap("release", lease.ID, fmt.Errorf("%w: outcome unknown: %w", contextError(ctx), errNoAnswer))
 	}
 }
 
@@ -450,19 +455,15 @@ func (l *Lock) release(ctx context.Context, key leaseKey, state *leaseState) err
 	l.stopKeeping(ctx, key, releaseGrace)
 	state.joinRenewal(ctx, releaseGrace)
 
-	var last error
+	var f failures
 	err := repeat(ctx, ctx, until, verdict.transient, func() error {
-		err := l.releaseOnce(ctx, key, state)
-		if !cutShort(err) {
-			last = err
-		}
-		return err
+		return f.note(l.releaseOnce(ctx, key, state))
 	})
 	// Waiters of this process need not wait for the message, which may have been
 	// refused, or lost.
 	l.subscriber.wake(key.id)
 	if err != nil {
-		return gaveUp(ctx, err, last)
+		return f.sum(ctx)
 	}
 	return nil
 }

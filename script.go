@@ -2,13 +2,16 @@ package redfour
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha1"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
+	mathrand "math/rand/v2"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -57,6 +60,7 @@ if left ~= -2 then
   local held = redis.pcall("HMGET", KEYS[1], "index", "token")
   if held.err or left == -1 then
     local kind = redis.call("TYPE", KEYS[1]).ok
+    if held.err and kind == "hash" then return held end
     if left == -1 then kind = kind .. " without expiry" end
     return redis.error_reply("REDFOUR 1 " .. kind)
   end
@@ -67,7 +71,9 @@ end
 
 local last = redis.pcall("GET", KEYS[2]) or "0"
 if type(last) ~= "string" then
-  return redis.error_reply("REDFOUR 2 " .. redis.call("TYPE", KEYS[2]).ok)
+  local kind = redis.call("TYPE", KEYS[2]).ok
+  if kind == "string" or kind == "none" then return last end
+  return redis.error_reply("REDFOUR 2 " .. kind)
 end
 if not string.match(last, "^%d+$") then return redis.error_reply("REDFOUR 2 string without a number") end
 local time = redis.call("TIME")
@@ -99,9 +105,16 @@ return {1, index, tonumber(ARGV[1])}
 // alone is then proof. No token and no index together prove nothing. DEL comes
 // first: it is allowed when Redis is full, and then so is the rest. PUBLISH may
 // be refused to this user; the lock is free all the same.
+//
+// A replica that lags must not say that nobody holds the lock, so before that
+// answer a write is tried which changes nothing: a replica refuses it.
 var releaseScript = newScript(`
 local held = redis.pcall("HMGET", KEYS[1], "index", "token")
-if held.err then return redis.error_reply("REDFOUR 1 " .. redis.call("TYPE", KEYS[1]).ok) end
+if held.err then
+  local kind = redis.call("TYPE", KEYS[1]).ok
+  if kind == "hash" then return held end
+  return redis.error_reply("REDFOUR 1 " .. kind)
+end
 local mine
 if ARGV[1] == "" then
   mine = ARGV[2] ~= "" and held[2] == ARGV[2]
@@ -114,7 +127,11 @@ if mine then
   return {1, 0, 0}
 end
 local left = redis.call("PTTL", KEYS[1])
-if left == -2 then return {-1, 0, 0} end
+if left == -2 then
+  local write = redis.pcall("DEL", KEYS[1])
+  if type(write) == "table" and string.find(write.err, "READONLY") then return write end
+  return {-1, 0, 0}
+end
 if left == -1 then return redis.error_reply("REDFOUR 1 hash without expiry") end
 return {-2, tonumber(held[1]) or 0, left}
 `)
@@ -129,13 +146,21 @@ return {-2, tonumber(held[1]) or 0, left}
 //	-2  another lease holds it, under index
 var renewScript = newScript(`
 local held = redis.pcall("HMGET", KEYS[1], "index", "token")
-if held.err then return redis.error_reply("REDFOUR 1 " .. redis.call("TYPE", KEYS[1]).ok) end
+if held.err then
+  local kind = redis.call("TYPE", KEYS[1]).ok
+  if kind == "hash" then return held end
+  return redis.error_reply("REDFOUR 1 " .. kind)
+end
 if held[1] == ARGV[1] and (held[2] or "") == ARGV[2] then
   redis.call("PEXPIRE", KEYS[1], ARGV[3])
   return {1, tonumber(held[1]), tonumber(ARGV[3])}
 end
 local left = redis.call("PTTL", KEYS[1])
-if left == -2 then return {-1, 0, 0} end
+if left == -2 then
+  local write = redis.pcall("PEXPIRE", KEYS[1], ARGV[3])
+  if type(write) == "table" and string.find(write.err, "READONLY") then return write end
+  return {-1, 0, 0}
+end
 if left == -1 then return redis.error_reply("REDFOUR 1 hash without expiry") end
 return {-2, tonumber(held[1]) or 0, left}
 `)
@@ -292,32 +317,82 @@ func (s *server) start(send func() (reply, error)) *call {
 // the caller's client.
 var errCallEnded = errors.New("the call was ended by the client")
 
-// wait returns what the call brought, or the end of ctx if that comes first.
-// The call goes on then.
-func (c *call) wait(ctx context.Context) (reply, error) {
-	select {
-	case <-c.done:
-		return c.reply, c.err
-	case <-ctx.Done():
-		return reply{}, contextError(ctx)
-	}
-}
-
 // cleanupTime bounds what the library does for a caller who is gone.
 const cleanupTime = 5 * time.Second
 
-// abandon gives back, in the background, what c took or may still take. Its
-// caller gave up waiting for it; maybe tells whether an earlier attempt with the
-// same token may have run.
-func (s *server) abandon(ctx context.Context, c *call, maybe bool, id, token string) {
-	ctx = context.WithoutCancel(ctx)
-	s.crew.Start(func() {
-		<-c.done
-		took := c.err == nil && c.reply.status != statusHeld
-		if maybe || took || judge(c.err) == unknown {
-			s.discard(ctx, id, token)
+// A quest is the attempts to get one lease, all under one token: the first that
+// comes through takes the lock, and the others recognise it. So an attempt whose
+// reply is late can be repeated over another connection, and one whose reply was
+// lost can be repeated at all. A quest belongs to one goroutine at a time.
+type quest struct {
+	id, token string
+	calls     []*call // those on their way, and perhaps some that have come back
+	maybe     bool    // one that has come back may have taken the lock
+}
+
+func newQuest(id string) *quest { return &quest{id: id, token: rand.Text()} }
+
+// try makes one attempt. It waits for it for as long as patience lasts.
+func (s *server) try(ctx context.Context, q *quest, ttl time.Duration) (reply, error) {
+	c := s.start(func() (reply, error) { return s.acquire(ctx, q.id, q.token, ttl) })
+	q.calls = append(q.calls, c)
+	r, err := c.waitUntil(ctx, patience)
+	q.tidy()
+	if err == nil && r.status == statusHeld {
+		q.maybe = false // what came back before has had its time
+	}
+	return r, err
+}
+
+// tidy forgets the attempts that have come back.
+func (q *quest) tidy() {
+	q.calls = slices.DeleteFunc(q.calls, func(c *call) bool {
+		select {
+		case <-c.done:
+			q.maybe = q.maybe || c.mayHold()
+			return true
+		default:
+			return false
 		}
 	})
+}
+
+// abandon gives back, in the background, what the quest took or may still take.
+func (s *server) abandon(ctx context.Context, q *quest) {
+	if len(q.calls) == 0 && !q.maybe {
+		return
+	}
+	ctx = context.WithoutCancel(ctx)
+	s.crew.Start(func() {
+		for _, c := range q.calls {
+			<-c.done
+		}
+		if q.maybe || slices.ContainsFunc(q.calls, (*call).mayHold) {
+			s.discard(ctx, q.id, q.token)
+		}
+	})
+}
+
+// won ends the quest for a lease that was got. An attempt that comes through only
+// after that lease was released takes the lock again: that is given back.
+func (s *server) won(ctx context.Context, q *quest, index int64) {
+	if len(q.calls) == 0 {
+		return
+	}
+	ctx = context.WithoutCancel(ctx)
+	s.crew.Start(func() {
+		for _, c := range q.calls {
+			<-c.done
+			if c.err == nil && c.reply.status == statusDone && c.reply.index != index {
+				_, _ = s.release(ctx, leaseKey{q.id, c.reply.index, q.token})
+			}
+		}
+	})
+}
+
+// mayHold tells of an acquire that is done whether it may have taken the lock.
+func (c *call) mayHold() bool {
+	return judge(c.err) == unknown || c.err == nil && c.reply.status != statusHeld
 }
 
 // discard releases whatever lease has this token.
@@ -349,16 +424,26 @@ func (s *server) suit(ctx context.Context, lease *Lease, ttl time.Duration) (*Le
 	return suited, nil
 }
 
-// patience is how long one attempt to release or renew may take before it is
-// sent again over another connection. Both may run twice.
+// patience is how long one attempt may take before it is sent again over another
+// connection: this one may have died silently.
 const patience = time.Second
 
 // waitUntil is wait for at most d.
 func (c *call) waitUntil(ctx context.Context, d time.Duration) (reply, error) {
-	ctx, cancel := context.WithTimeout(ctx, d)
-	defer cancel()
-	return c.wait(ctx)
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-c.done:
+		return c.reply, c.err
+	case <-ctx.Done():
+		return reply{}, contextError(ctx)
+	case <-timer.C:
+		return reply{}, errNoAnswer
+	}
 }
+
+// errNoAnswer says that an attempt was given up while its caller was still there.
+var errNoAnswer = errors.New("no answer from Redis")
 
 // A verdict says what an error tells about a script.
 type verdict int
@@ -391,14 +476,24 @@ func judge(err error) verdict {
 	if serverErr, ok := errors.AsType[redis.Error](err); ok {
 		return judgeServer(serverErr)
 	}
-	opErr, ok := errors.AsType[*net.OpError](err)
 	switch {
 	case errors.Is(err, redis.ErrClosed):
 		return final
-	case ok && opErr.Op == "dial", errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrPoolExhausted):
+	case notConnected(err), errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrPoolExhausted):
 		return unreachable
 	}
 	return unknown
+}
+
+// notConnected tells whether there was no connection to send a script over.
+func notConnected(err error) bool {
+	opErr, ok := errors.AsType[*net.OpError](err)
+	if ok && opErr.Op == "dial" {
+		return true
+	}
+	_, badCertificate := errors.AsType[*tls.CertificateVerificationError](err)
+	_, noTLS := errors.AsType[tls.RecordHeaderError](err)
+	return badCertificate || noTLS
 }
 
 // judgeServer judges an error that the server sent, which proves that the script
@@ -408,11 +503,11 @@ func judgeServer(err redis.Error) verdict {
 	switch {
 	case redis.IsAuthError(err), redis.IsPermissionError(err), deniedInScript(err):
 		return final
-	case redis.IsMaxClientsError(err):
-		return unreachable
+	case redis.IsMaxClientsError(err), redis.IsReadOnlyError(err), errors.Is(err, redis.Nil):
+		return unreachable // Nil is a sentinel's, that knows of no master
 	}
 	switch code {
-	case "WRONGTYPE", "CROSSSLOT":
+	case "WRONGTYPE", "CROSSSLOT", "MOVED":
 		return final
 	case "LOADING", "READONLY", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "BUSY":
 		return unreachable
@@ -437,12 +532,14 @@ func (e *keyError) Error() string {
 
 // keyErrorOf turns the scripts' own errors into keyErrors.
 func keyErrorOf(err error, keys []string) error {
-	if !redis.HasErrorPrefix(err, "REDFOUR ") {
+	serverErr, ok := errors.AsType[redis.Error](err)
+	if !ok {
 		return err
 	}
-	number, kind, _ := strings.Cut(strings.TrimPrefix(err.Error(), "REDFOUR "), " ")
+	text, ok := strings.CutPrefix(strings.TrimPrefix(serverErr.Error(), "ERR "), "REDFOUR ")
+	number, kind, _ := strings.Cut(text, " ")
 	n, convErr := strconv.Atoi(number)
-	if convErr != nil || n < 1 || n > len(keys) {
+	if !ok || convErr != nil || n < 1 || n > len(keys) {
 		return err
 	}
 	return &keyError{key: keys[n-1], kind: kind}
@@ -491,7 +588,7 @@ type backoff struct{ min, max, step time.Duration }
 
 func (b *backoff) next() time.Duration {
 	b.step = min(max(2*b.step, b.min), b.max)
-	return b.step/2 + rand.N(b.step/2+1)
+	return b.step/2 + mathrand.N(b.step/2+1)
 }
 
 // contextError returns an error that matches both ctx.Err() and its cause.

@@ -3,7 +3,6 @@ package redfour
 import (
 	"container/list"
 	"context"
-	cryptorand "crypto/rand"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -65,8 +64,7 @@ type line struct {
 	trying   bool        // an attempt is in flight, or about to be
 	again    bool        // a wake-up came since the attempt began
 	fresh    bool        // no attempt has begun yet
-	token    string      // of the attempts since the last lease; "" when one is to be made
-	maybe    bool        // one of them may have run, and the reply was lost
+	quest    *quest      // the attempts since the last lease; the goroutine's while trying
 	failures backoff     // since the last answer
 	news     error       // what the last attempt told: a *LockedError, or why there is no answer
 	seen     time.Time   // when it told that
@@ -120,7 +118,7 @@ func (s *subscriber) join(id string, ttl time.Duration) (*line, *waiter) {
 	ln := s.lines[id]
 	if ln == nil {
 		ln = &line{
-			id: id, fresh: true, news: errNoAnswer,
+			id: id, fresh: true, quest: newQuest(id), news: errNoAnswer,
 			failures: backoff{min: shortestRetry, max: longestRetry},
 		}
 		s.lines[id] = ln
@@ -147,8 +145,6 @@ func (s *subscriber) leave(ln *line, w *waiter) (left bool, news error) {
 	}
 	switch {
 	case ln.waiters.Len() > 0 || ln.trying:
-	case ln.maybe:
-		s.beginLocked(ln) // to clear up
 	default:
 		s.dropLocked(ln)
 	}
@@ -157,6 +153,7 @@ func (s *subscriber) leave(ln *line, w *waiter) (left bool, news error) {
 
 // dropLocked forgets a line that has neither waiters nor an attempt.
 func (s *subscriber) dropLocked(ln *line) {
+	s.server.abandon(s.life, ln.quest)
 	if ln.timer != nil {
 		ln.timer.Stop()
 	}
@@ -189,7 +186,7 @@ func (s *subscriber) end() {
 	defer s.mu.Unlock()
 	for _, ln := range s.lines {
 		if !ln.trying {
-			s.beginLocked(ln)
+			s.dropLocked(ln)
 		}
 	}
 	if s.idle != nil {
@@ -267,7 +264,7 @@ func (s *subscriber) attempt(ln *line) bool {
 	if s.life.Err() != nil {
 		first = nil // the Lock is closed, and the waiters are leaving
 	}
-	if first == nil && !ln.maybe {
+	if first == nil {
 		ln.trying = false
 		s.dropLocked(ln)
 		s.mu.Unlock()
@@ -275,29 +272,16 @@ func (s *subscriber) attempt(ln *line) bool {
 	}
 	fresh := ln.fresh
 	ln.fresh, ln.again = false, false
-	if ln.token == "" {
-		ln.token = cryptorand.Text()
-	}
-	token := ln.token
 	s.mu.Unlock()
 
-	if first == nil {
-		s.server.discard(context.WithoutCancel(s.life), ln.id, token)
-		s.mu.Lock()
-		ln.token, ln.maybe = "", false
-		s.mu.Unlock()
-		return true
-	}
-
-	c := s.server.start(func() (reply, error) { return s.server.acquire(s.life, ln.id, token, first.ttl) })
-	<-c.done
-	if c.err == nil && c.reply.status != statusHeld {
-		lease := newLease(ln.id, token, first.ttl, c.reply)
+	r, err := s.server.try(s.life, ln.quest, first.ttl)
+	if err == nil && r.status != statusHeld {
+		lease := newLease(ln.id, ln.quest.token, first.ttl, r)
 		lease.Immediate = fresh
-		// An earlier attempt with this token may have asked for another ttl.
-		return s.give(ln, first, lease, c.reply.status == statusDone)
+		// An earlier attempt of the quest may have asked for another ttl.
+		return s.give(ln, first, lease, r.status == statusDone)
 	}
-	return s.settle(ln, first, c.reply, c.err)
+	return s.settle(ln, first, r, err)
 }
 
 // first returns the waiter who is first in the line, nil if there is none.
@@ -320,10 +304,8 @@ func (s *subscriber) settle(ln *line, w *waiter, r reply, err error) bool {
 		}
 		return true
 	case v != answered:
-		ln.maybe = ln.maybe || v == unknown
 		return s.failLocked(ln, err)
 	}
-	ln.maybe = false
 	return s.heldLocked(ln, w, &LockedError{ID: ln.id, Index: r.index, TTL: r.left})
 }
 
@@ -357,9 +339,10 @@ func (s *subscriber) heldLocked(ln *line, w *waiter, by *LockedError) bool {
 // or it is too late. The attempt was made for tried; exact tells whether the
 // lease's ttl is known for certain.
 func (s *subscriber) give(ln *line, tried *waiter, lease *Lease, exact bool) bool {
+	s.server.won(s.life, ln.quest, lease.Index)
+	ln.quest = newQuest(ln.id)
 	for ; ; exact = true {
 		s.mu.Lock()
-		ln.token, ln.maybe = "", false
 		w := ln.first()
 		gone := w == nil || s.life.Err() != nil
 		late := lease.Remaining() <= 0
@@ -454,11 +437,15 @@ func (s *subscriber) subscribe(ctx context.Context) error {
 	defer pinger.Wait()
 	defer cancel()
 	pinger.Go(func() { checkOn(ctx, pubsub) })
-	for err == nil {
+	for confirmed := false; err == nil; {
 		var message any
 		message, err = receive(ctx, pubsub)
+		if _, refused := errors.AsType[redis.Error](err); refused && confirmed {
+			err = nil // the answer to a ping: the connection lives
+		}
 		switch m := message.(type) {
 		case *redis.Subscription:
+			confirmed = true
 			s.wakeAll()
 		case *redis.Message:
 			if id, ok := s.server.names.id(m.Payload); ok {
