@@ -204,6 +204,52 @@ func TestAcquire_lateGrantIsReleased(t *testing.T) {
 	})
 }
 
+func TestAcquire_doesNotDependOnOneConnection(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		hang := make(chan struct{})
+		way.beforeScript(once(isAcquire, func() error { <-hang; return io.EOF }))
+		start := time.Now()
+		lease := mustAcquire(t, l, "42", time.Minute)
+		require.Less(t, time.Since(start), 1100*time.Millisecond)
+		close(hang)
+		synctest.Wait()
+		require.NoError(t, l.Release(t.Context(), lease))
+	})
+}
+
+// The first attempt may have done it, whatever the last one says.
+func TestErrors_sayThatTheOutcomeIsUnknown(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		trouble := func() error {
+			way.beforeScript(func(context.Context, redis.Cmder) error { return redis.ErrPoolTimeout })
+			return io.EOF
+		}
+		_, acquireErr := func() (*redfour.Lease, error) {
+			way.afterScript(once(isAcquire, trouble))
+			return l.Acquire(t.Context(), "42", time.Minute)
+		}()
+		way.beforeScript(nil)
+		pass(time.Minute)
+		lease := mustAcquire(t, l, "42", time.Minute)
+		way.afterScript(once(isRenew, trouble))
+		renewErr := l.Renew(t.Context(), lease, 10*time.Second)
+		way.beforeScript(nil)
+		lease = mustAcquire(t, l, "43", time.Minute)
+		way.afterScript(once(isRelease, trouble))
+		releaseErr := l.Release(t.Context(), lease)
+		for _, err := range []error{acquireErr, renewErr, releaseErr} {
+			require.ErrorIs(t, err, redis.ErrPoolTimeout)
+			require.ErrorContains(t, err, "outcome unknown: ")
+			require.NotErrorIs(t, err, redfour.ErrNotHeld)
+			require.NotErrorIs(t, err, redfour.ErrLocked)
+		}
+	})
+}
+
 func TestAcquire_deadlineIsCountedFromBeforeTheRequest(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		way := new(link)

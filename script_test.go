@@ -134,6 +134,51 @@ func TestScripts_areSentInFullWhenTheServerForgotThem(t *testing.T) {
 	})
 }
 
+func TestErrors_nameAForeignKeyBehindAHookThatWraps(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		way.afterScript(func(_ context.Context, cmd redis.Cmder) error {
+			if cmd.Err() != nil {
+				return fmt.Errorf("my hook: %w", cmd.Err())
+			}
+			return nil
+		})
+		require.NoError(t, m.Set("lock:42", "x"))
+		_, err := l.WaitAcquire(t.Context(), "42", time.Minute)
+		require.ErrorContains(t, err, `redfour: wait for "42": key "lock:42" is a string`)
+	})
+}
+
+// An operator who is told that a key is foreign may delete it.
+func TestRealRights_aRefusalIsNotAForeignKey(t *testing.T) {
+	server := redistest.Start(t)
+	admin := server.Client(t)
+	mustAcquire(t, newLock(t, admin), "held", time.Minute)
+	for denied, id := range map[string]string{"-get": "free", "-hmget": "held"} {
+		require.NoError(t, admin.Do(t.Context(), "ACL", "SETUSER", "app", "reset", "on", ">secret", "~*", "&*", "+@all", denied).Err())
+		o := server.Options()
+		o.Username, o.Password = "app", "secret"
+		_, err := newLock(t, newClient(t, o)).WaitAcquire(t.Context(), id, time.Minute)
+		require.ErrorContains(t, err, "can't run this command")
+		require.NotContains(t, err.Error(), "which redfour did not make")
+	}
+}
+
+// A replica may not have heard of the lease yet, so it must not deny it.
+func TestFailoverReplica_doesNotDenyALease(t *testing.T) {
+	replica := redistest.StartFailover(t).Replica()
+	l := newLock(t, newClient(t, replica.Options()))
+	lease := &redfour.Lease{ID: "42", Index: 1, Token: "t", TTL: time.Minute}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	for _, err := range []error{l.Renew(ctx, lease, time.Minute), l.Release(ctx, lease)} {
+		require.Error(t, err)
+		require.NotErrorIs(t, err, redfour.ErrNotHeld)
+	}
+	require.ErrorContains(t, l.Renew(t.Context(), lease, time.Minute), "READONLY")
+}
+
 func TestErrors_nameTheOperationAndQuoteTheID(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		l := m.lock(t)

@@ -335,6 +335,44 @@ func TestWaitAcquire_clearsUpForAsLongAsItTakes(t *testing.T) {
 	})
 }
 
+// An attempt hangs, another gets the lock, and the first comes through only after
+// the release.
+func TestWaitAcquire_givesBackWhatComesThroughTooLate(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		hang := make(chan struct{})
+		way.beforeScript(once(isAcquire, func() error { <-hang; return nil }))
+		r := <-waitFor(t.Context(), l, "42", time.Hour)
+		require.NoError(t, r.err)
+		require.Less(t, r.after, 1100*time.Millisecond, "over another connection")
+		require.NoError(t, l.Release(t.Context(), r.lease))
+		close(hang)
+		synctest.Wait()
+		counter, err := m.Get("lockindex")
+		require.NoError(t, err)
+		require.NotEqual(t, fmt.Sprint(r.lease.Index), counter, "it came through")
+		require.False(t, m.Exists("lock:42"))
+	})
+}
+
+// Redis refuses pings when it cannot save (MISCONF). The connection lives.
+func TestSubscription_survivesARefusedPing(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		got := waitFor(t.Context(), b, "42", time.Minute)
+		pass(time.Second)
+		m.SetError("MISCONF Redis is configured to save RDB snapshots")
+		pass(20 * time.Second)
+		m.SetError("")
+		require.Equal(t, 1, way.subscriptions())
+		require.NoError(t, a.Release(t.Context(), lease))
+		require.NoError(t, (<-got).err)
+	})
+}
+
 func TestWaitAcquire_survivesAHookThatEndsItsGoroutine(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		way := new(link)
