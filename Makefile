@@ -1,73 +1,85 @@
 # All that is run on this repository, by people and by CI. "make" lists it.
 
-GOLANGCI_LINT := v2.15.0
+GOLANGCI_LINT_VERSION := v2.15.0
 
-# Each module is tested and linted on its own; a new one needs no entry here.
+# Each module is tested and linted on its own. A new one needs no entry here.
 modules := $(sort $(patsubst %/go.mod,%,$(shell find . -name node_modules -prune -o -name go.mod -print)))
 
-# $(call each,command) runs a command in every module, in the others too when one fails.
+# $(call each,command) runs a command in every module, and in the others too when one fails.
 each = failed=; \
 	for module in $(modules); do \
-		echo "== $$module: $(1)"; \
+		echo "== $$module"; \
 		(cd $$module && $(1)) || failed="$$failed $$module"; \
 	done; \
 	[ -z "$$failed" ] || { echo "failed in:$$failed" >&2; exit 1; }
 
-# $(call absent,what,what does not happen,variable) says so, and fails if the environment demands it.
-absent = { echo "$(1): $(2)"; [ "$$$(3)" != 1 ] || { echo "$(3)=1 demands it" >&2; exit 1; }; }
-
-# The race detector needs cgo, and cgo a C compiler. Go turns cgo off by itself when there is none, unless CC is set.
-race := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && command -v $(firstword $(shell go env CC)) >/dev/null && echo -race)
-
-# Not cached: go does not see which servers are in PATH.
-go_test := go test $(race) -count=1 -shuffle=on
+# The race detector needs cgo, and cgo needs a C compiler.
+race = $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && command -v $(firstword $(shell go env CC)) >/dev/null && echo -race)
+go_test = go test $(race) -shuffle=on
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
-demo: ## run an example: one worker of many refreshes a token (on the server in REDIS_URL, if set)
+demo: ## see one worker of many refresh a token (on the server in REDIS_URL, if that is set)
 	@cd examples && go run ./tokenrefresh
 
+# The results are not cached, because go does not know which servers the tests find in PATH.
 .PHONY: test
-test: tools ## vet and test every module, with all that this machine has
-	@$(call each,go vet ./... && $(go_test) ./...)
+test: tools ## vet and test every module, with whatever this machine has
+	@$(call each,go vet ./... && $(go_test) -count=1 ./...)
+
+# $(call absent,what,consequence,variable) says what is missing, and fails if the variable is 1.
+absent = { echo "$(1): $(2)"; [ "$$$(3)" != 1 ] || { echo "$(3)=1 forbids that" >&2; exit 1; }; }
 
 .PHONY: tools
-tools: ## say which tests cannot run here, and fail for REDFOUR_REQUIRE_{RACE,REDIS,INTEROP}=1
-	@[ -n "$(race)" ] || $(call absent,no C compiler or CGO_ENABLED=0,the tests run without the race detector,REDFOUR_REQUIRE_RACE)
-	@command -v redis-server >/dev/null || $(call absent,redis-server is not in PATH,the tests on a real server do not run,REDFOUR_REQUIRE_REDIS)
-	@command -v node >/dev/null || $(call absent,node is not in PATH,the tests with npm redfour do not run,REDFOUR_REQUIRE_INTEROP)
-	@! command -v node >/dev/null || $(MAKE) --silent interop/node_modules/.package-lock.json || \
-		$(call absent,the packages of interop/package-lock.json are missing,the tests with npm redfour do not run,REDFOUR_REQUIRE_INTEROP)
+tools: ## say which tests cannot run here; fail for REDFOUR_REQUIRE_RACE=1, _REDIS=1, _INTEROP=1
+	@[ -n "$(race)" ] || \
+		$(call absent,no C compiler in PATH or CGO_ENABLED=0,the tests run without the race detector,REDFOUR_REQUIRE_RACE)
+	@command -v redis-server >/dev/null || \
+		$(call absent,redis-server is not in PATH,the tests on a real server do not run,REDFOUR_REQUIRE_REDIS)
+	@if ! command -v node >/dev/null; then \
+		$(call absent,node is not in PATH,the tests with npm redfour do not run,REDFOUR_REQUIRE_INTEROP); \
+	elif ! $(MAKE) --silent $(npm_packages); then \
+		$(call absent,the packages in interop/package.json are not installed,the tests with npm redfour do not run,REDFOUR_REQUIRE_INTEROP); \
+	fi
 
-# npm writes this file when it has installed everything.
-interop/node_modules/.package-lock.json: interop/package-lock.json
+# npm writes this file last.
+npm_packages := interop/node_modules/.package-lock.json
+$(npm_packages): interop/package-lock.json
 	@command -v npm >/dev/null || { echo "npm is not in PATH"; exit 1; }
 	cd interop && npm ci
 	@touch $@
 
-.PHONY: stress
-stress: stress-bubble stress-real stress-failover stress-interop ## run the tests many times, in random order
+# In the root module the tests on a real server are called TestReal…, those on Sentinel TestFailover…; all others run in a bubble or on
+# miniredis.
+.PHONY: stress stress-bubble stress-real stress-failover stress-interop
+.NOTPARALLEL:
+stress: stress-bubble stress-real stress-failover stress-interop ## repeat all tests, in random order (about 15 minutes)
 
-# By convention of the root module, tests on a real server are called TestReal…, and on Sentinel TestFailover….
-.PHONY: stress-bubble
-stress-bubble: tools ## … those in bubbles 50 times on each of 1, 2 and 4 CPUs
-	$(go_test) -count=50 -cpu=1,2,4 -timeout=1h -skip='^(TestReal|TestFailover)' . ./internal/crew
+stress-bubble: tools ## … those without a server, 50 times on 1, 2 and 4 CPUs
+	$(go_test) -count=50 -cpu=1,2,4 -timeout=1h -skip='^(TestReal|TestFailover)' $$(go list ./... | grep -v internal/redistest)
 
-.PHONY: stress-real
-stress-real: tools ## … those on a real server 10 times
+stress-real: tools ## … those on a real server, 10 times
 	$(go_test) -count=10 -timeout=1h -run='^TestReal' .
 
-.PHONY: stress-failover
-stress-failover: tools ## … those with Sentinel 3 times
-	$(go_test) -count=3 -timeout=1h -run='^TestFailover' . ./internal/redistest
+stress-failover: tools ## … those on Sentinel, 3 times
+	$(go_test) -count=3 -timeout=1h -run='^TestFailover' .
 
-.PHONY: stress-interop
-stress-interop: tools ## … those with npm redfour and ioredfour 3 times
+stress-interop: tools ## … those with npm redfour and ioredfour, 3 times
 	cd interop && $(go_test) -count=3 -timeout=1h ./...
 
+# A golangci-lint cannot check code for a newer Go than it was built with, so each Go has its own. The first build takes minutes.
+golangci_lint := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/redfour/$(GOLANGCI_LINT_VERSION)-$(shell go env GOVERSION)/golangci-lint
+config = --config=$(CURDIR)/.github/golangci.yml
+$(golangci_lint):
+	GOBIN=$(@D) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+
 .PHONY: lint
-lint: golangci_lint = $(cache)/golangci-lint
-lint: $(cache)/golangci-lint ## check style, and that go.mod and go.sum are tidy
+lint: $(golangci_lint) ## check the style of every module, and that its go.mod is tidy
+	@$(call each,$(golangci_lint) run $(config) && go mod tidy -diff)
+
+.PHONY: fmt
+fmt: $(golangci_lint) ## format every module
+	@$(call each,$(golangci_lint) fmt $(config))

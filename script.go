@@ -52,8 +52,8 @@ func (n names) id(key string) (string, bool) { return strings.CutPrefix(key, n.n
 // The index is at least the server's time in µs, so that it keeps growing when
 // the counter is lost; see "Index" in docs/protocol.md. Numbers are
 // formatted by hand because tostring loses digits of a number of this size.
-// Should PEXPIRE be refused (an ACL can do that), no lock may stay behind,
-// because it would stay for ever.
+// The first PEXPIRE changes nothing: it fails where an ACL refuses the second,
+// which would leave a lock for ever.
 var acquireScript = newScript(`
 local left = redis.call("PTTL", KEYS[1])
 if left ~= -2 then
@@ -81,13 +81,10 @@ local index = math.max(tonumber(last) + 1, time[1] * 1000000 + time[2], tonumber
 if index >= 2^53 then return redis.error_reply("REDFOUR 2 number beyond 2^53") end
 
 local id = string.format("%.0f", index)
+redis.call("PEXPIRE", KEYS[1], ARGV[1])
 redis.call("SET", KEYS[2], id)
 redis.call("HSET", KEYS[1], "index", id, "token", ARGV[2])
-local expires = redis.pcall("PEXPIRE", KEYS[1], ARGV[1])
-if expires ~= 1 then
-  redis.call("DEL", KEYS[1])
-  return expires
-end
+redis.call("PEXPIRE", KEYS[1], ARGV[1])
 return {1, index, tonumber(ARGV[1])}
 `)
 
