@@ -19,7 +19,7 @@ import (
 // has the token can end the lease, so treat it as a secret.
 type Lease struct { //nolint:recvcheck // A value must encode as well as a pointer does.
 	ID        string        // as passed to Acquire
-	Index     int64         // fencing token: greater than that of every earlier lease of this ID
+	Index     int64         // fencing token: greater than that of every earlier lease of this ID (see Fencing)
 	Token     string        // proof of ownership; empty in a lease that came from npm redfour
 	TTL       time.Duration // as granted
 	Immediate bool          // got at the first attempt
@@ -88,7 +88,10 @@ func checkLease(l *Lease) error {
 // Redis lost it (by a failover, a restart without data, an eviction or a
 // FLUSHALL). It is counted from before the request was sent, so Redis keeps the
 // lock a little longer. Renewals move it; after a release or a loss it is in the past.
-// It is zero in a process that has neither acquired nor renewed the lease.
+// It is zero in a process that has neither acquired nor renewed the lease, and in a
+// Lease made by hand rather than decoded from JSON. What another process, or a Lease
+// decoded apart from this one, does with the lease is not seen here, unless this
+// Lock keeps it alive. A host that was suspended may not have counted that time.
 func (l *Lease) Deadline() time.Time {
 	return l.shared().held()
 }
@@ -361,9 +364,10 @@ func (s *leaseState) joinRenewal(ctx context.Context, d time.Duration) {
 
 // KeepAlive renews the lease at every third of its ttl, in the background, until ctx
 // ends, the returned function is called, the lease is released through this Lock
-// (also through a copy, or from its JSON), or the Lock is closed. A lease whose
-// deadline is not known is renewed at once. A second KeepAlive of a lease shares
-// the renewals of the first.
+// (also through a copy, or from its JSON), or the Lock is closed. It renews for the
+// ttl of the last grant or renewal. A lease whose deadline is not known is renewed at
+// once. A second KeepAlive of a lease shares the renewals of the first. The
+// function stops the renewals only; it does not release the lease.
 //
 // The returned context ends with ctx, and as soon as the lease is lost: another
 // lease holds the lock, nobody does, or the deadline passed without a successful

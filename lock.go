@@ -14,15 +14,15 @@
 // A lock is a lease: it ends after its ttl unless it is renewed, so that a holder
 // that died does not hold it for ever. While Redis keeps its data, at
 // most one lease of an id holds in Redis at any time, and [Lease.Deadline] never
-// promises more than Redis keeps. But nothing stops a holder that is
+// promises more than Redis keeps, if their clocks run at the same rate. But nothing stops a holder that is
 // frozen, or slow to notice, from working on after its deadline. Nor does
 // anything here help when Redis loses the lease: by a failover to a replica that had
 // not received it, a restart without its data, an eviction or a FLUSHALL. What must
 // not be done twice in such a case needs fencing.
 //
 // A lost reply changes nothing: every script may be repeated safely, and is. An error
-// that is not about the lock says that the outcome is unknown; it never matches
-// [ErrLocked] or [ErrNotHeld]. A caller whose context ends returns at once, and
+// that is not about the lock never matches [ErrLocked] or [ErrNotHeld], and its
+// text says "outcome unknown" if the call may have had its effect. A caller whose context ends returns at once, and
 // what its call may still bring is given back in the background. The one gap: a
 // request that the network delays until after all of that takes the lock for
 // nobody, for one ttl.
@@ -218,8 +218,10 @@ const acquireTime = 5 * time.Second
 //
 // If the lock is held it returns a [*LockedError]. If Redis cannot be reached it
 // tries again, within ctx and for at most 5 s, and then returns the last error,
-// which matches neither [ErrLocked] nor [ErrNotHeld]. A lease that such a call,
-// or one whose ctx ended, may still bring is released in the background.
+// which matches neither [ErrLocked] nor [ErrNotHeld]. What Redis refuses for
+// another reason (it is full, it cannot save, it lacks replicas) is an error at once. If ctx
+// ends, the error matches ctx.Err() and context.Cause(ctx). A lease that such a
+// call may still bring is released in the background.
 // If Redis granted the lock so late that the ttl was over, the lease is
 // released and the error matches [ErrExpired]. A key under the lock's name that
 // is not a lock, or never expires, is an error that names it.
@@ -409,10 +411,10 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 //
 // A lock must not stay behind because a request has ended, so Release goes on in
 // the background when ctx has ended, for as long as the lease lasts but at most
-// 5 s; of ctx it uses the values only. The caller then waits for at most 100 ms
-// more, and gets an error that matches ctx.Err() and says that the outcome is
-// unknown. So does every error that is not about the lease: the lock may then
-// be free, or held until its ttl ends. Releasing again is harmless.
+// 5 s, or one attempt of a second; of ctx it uses the values only. The caller then
+// waits for at most 100 ms more, and gets an error that matches ctx.Err() and
+// says that the outcome is unknown. The lock is then free, or held until its ttl
+// ends. Releasing again is harmless, and knows what became of an attempt before.
 func (l *Lock) Release(ctx context.Context, lease *Lease) error {
 	if err := checkLease(lease); err != nil {
 		return fmt.Errorf("redfour: release: %w", err)
@@ -495,7 +497,8 @@ func notHeld(r reply) error {
 
 // WithLock waits for the lock of id as [Lock.WaitAcquire] does, runs fn, and
 // releases the lock when fn returns, panics or ends its goroutine. If the lock
-// was not got fn does not run.
+// was not got, or ctx has ended by then, fn does not run. To try only once, use
+// [Lock.Acquire], [Lock.KeepAlive] and [Lock.Release].
 //
 // The lease is renewed until fn has returned, even when ctx ends first. The
 // context that fn gets ends with ctx, and as soon as the lease is lost; then
@@ -518,6 +521,10 @@ func (l *Lock) WithLock(
 		return err
 	}
 
+	if ctx.Err() != nil {
+		// It ended just when the lock was got. Fn is spared a context that has ended.
+		return wrap("with lock", id, errors.Join(contextError(ctx), l.Release(ctx, lease)))
+	}
 	section, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	loss := make(chan error, 1) // one at most; nobody takes that of the release

@@ -605,6 +605,22 @@ func TestWithLock_doesNotRunFnWithoutTheLock(t *testing.T) {
 	})
 }
 
+// The ctx ends before the answer is there; then the waiter is served as often as not.
+func TestWithLock_doesNotRunFnWithACtxThatHasEnded(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		for range 50 {
+			ctx, cancel := context.WithCancel(t.Context())
+			way.afterScript(once(isAcquire, func() error { cancel(); return nil }))
+			err := l.WithLock(ctx, "42", time.Minute, func(context.Context, *redfour.Lease) error { panic("fn ran") })
+			require.ErrorIs(t, err, context.Canceled)
+			synctest.Wait()
+			require.False(t, m.Exists("lock:42"))
+		}
+	})
+}
+
 func TestWithLock_joinsAnUnknownRelease(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		way := new(link)

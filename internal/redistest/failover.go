@@ -36,7 +36,7 @@ func StartFailover(tb testing.TB, args ...string) *Failover {
 	// Without the delay of 0 the master would wait for more replicas to come, for five seconds.
 	args = append([]string{"--repl-diskless-sync-delay", "0"}, args...)
 	f.master = Start(tb, args...)
-	f.replica = Start(tb, append(args, "--replicaof", "127.0.0.1 "+strconv.Itoa(f.master.Port()))...)
+	f.replica = Start(tb, append(args, "--replicaof", "127.0.0.1", strconv.Itoa(f.master.Port()))...)
 	if err := f.replica.process.await(tb.Context(), 0, "sync: Finished with success"); err != nil {
 		tb.Fatalf("redistest: replica %v", err)
 	}

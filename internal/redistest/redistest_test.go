@@ -39,6 +39,9 @@ func TestStart_serverEndsWithItsTest(t *testing.T) {
 		s = redistest.Start(t)
 		s.Pause() // A stopped process must be killed as well.
 	})
+	if s == nil {
+		t.Skip("redis-server is not in PATH: this test did not run")
+	}
 	require.False(t, accepts(t, s))
 }
 
