@@ -1,0 +1,76 @@
+package redfour_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/redfour-go/redfour"
+	"github.com/redfour-go/redfour/internal/redistest"
+)
+
+// A lease that the replica has received survives: it is kept alive, somebody waits
+// for it all the time, and its release wakes him.
+func TestFailover_waitsAndRenewalsSurvive(t *testing.T) {
+	for name, change := range map[string]func(*redistest.Failover){
+		"by request": (*redistest.Failover).Failover,
+		"by a crash": (*redistest.Failover).Crash,
+	} {
+		t.Run(name, func(t *testing.T) {
+			sentinel := redistest.StartFailover(t)
+			client := sentinel.Client(t)
+			holder, waiter := newLock(t, client), newLock(t, sentinel.Client(t))
+			lease := mustAcquire(t, holder, "42", 30*time.Second)
+			require.EqualValues(t, 1, client.Do(t.Context(), "WAIT", 1, 10_000).Val())
+			kept, stop := holder.KeepAlive(t.Context(), lease)
+			defer stop()
+			got := waitFor(t.Context(), waiter, "42", time.Minute)
+			awaitSubscriber(t, client)
+
+			change(sentinel)
+			require.NoError(t, holder.Renew(t.Context(), lease, 30*time.Second))
+			require.NoError(t, kept.Err())
+			require.Empty(t, got)
+			require.NoError(t, holder.Release(t.Context(), lease))
+			released := time.Now()
+			r := <-got
+			require.NoError(t, r.err)
+			require.Less(t, time.Since(released), 15*time.Second, "well before the ttl")
+			require.Greater(t, r.lease.Index, lease.Index)
+			require.NoError(t, waiter.Release(t.Context(), r.lease))
+		})
+	}
+}
+
+// A lease that the replica never received is lost, which nobody can prevent. Its
+// holder learns of it, and the next index is greater all the same.
+func TestFailover_aLostLeaseIsNoticed(t *testing.T) {
+	sentinel := redistest.StartFailover(t)
+	client := sentinel.Client(t)
+	l := newLock(t, client)
+	sentinel.Replica().Pause()
+	lease := mustAcquire(t, l, "42", 10*time.Minute)
+	sentinel.Master().Kill()
+	sentinel.Replica().Resume()
+	kept, stop := l.KeepAlive(t.Context(), lease)
+	defer stop()
+
+	next, err := newLock(t, sentinel.Client(t)).WaitAcquire(t.Context(), "42", time.Minute)
+	require.NoError(t, err)
+	require.Greater(t, next.Index, lease.Index)
+	require.ErrorIs(t, l.Renew(t.Context(), lease, time.Minute), redfour.ErrConflict)
+	<-kept.Done()
+	require.ErrorIs(t, context.Cause(kept), redfour.ErrConflict)
+	require.ErrorIs(t, l.Release(t.Context(), lease), redfour.ErrConflict)
+}
+
+// awaitSubscriber returns when somebody has subscribed to the release channel.
+func awaitSubscriber(t *testing.T, client *redis.Client) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		return client.PubSubNumSub(t.Context(), "lock-release").Val()["lock-release"] > 0
+	}, 10*time.Second, time.Millisecond)
+}
