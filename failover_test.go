@@ -1,14 +1,12 @@
 package redfour_test
 
 import (
-	"context"
 	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
-	"github.com/redfour-go/redfour"
 	"github.com/redfour-go/redfour/internal/redistest"
 )
 
@@ -43,28 +41,6 @@ func TestFailover_waitsAndRenewalsSurvive(t *testing.T) {
 			require.NoError(t, waiter.Release(t.Context(), r.lease))
 		})
 	}
-}
-
-// A lease that the replica never received is lost, which nobody can prevent. Its
-// holder learns of it, and the next index is greater all the same.
-func TestFailover_aLostLeaseIsNoticed(t *testing.T) {
-	sentinel := redistest.StartFailover(t)
-	client := sentinel.Client(t)
-	l := newLock(t, client)
-	sentinel.Replica().Pause()
-	lease := mustAcquire(t, l, "42", 10*time.Minute)
-	sentinel.Master().Kill()
-	sentinel.Replica().Resume()
-	kept, stop := l.KeepAlive(t.Context(), lease)
-	defer stop()
-
-	next, err := newLock(t, sentinel.Client(t)).WaitAcquire(t.Context(), "42", time.Minute)
-	require.NoError(t, err)
-	require.Greater(t, next.Index, lease.Index)
-	require.ErrorIs(t, l.Renew(t.Context(), lease, time.Minute), redfour.ErrConflict)
-	<-kept.Done()
-	require.ErrorIs(t, context.Cause(kept), redfour.ErrConflict)
-	require.ErrorIs(t, l.Release(t.Context(), lease), redfour.ErrConflict)
 }
 
 // awaitSubscriber returns when somebody has subscribed to the release channel.

@@ -53,7 +53,8 @@ func (n names) id(key string) (string, bool) { return strings.CutPrefix(key, n.n
 // the counter is lost; see "Index" in docs/protocol.md. Numbers are
 // formatted by hand because tostring loses digits of a number of this size.
 // The first PEXPIRE changes nothing: it fails where an ACL refuses the second,
-// which would leave a lock for ever.
+// which would leave a lock for ever. It comes after SET, because a server that is
+// full lets pass what follows a write, and must refuse here.
 var acquireScript = newScript(`
 local left = redis.call("PTTL", KEYS[1])
 if left ~= -2 then
@@ -81,8 +82,8 @@ local index = math.max(tonumber(last) + 1, time[1] * 1000000 + time[2], tonumber
 if index >= 2^53 then return redis.error_reply("REDFOUR 2 number beyond 2^53") end
 
 local id = string.format("%.0f", index)
-redis.call("PEXPIRE", KEYS[1], ARGV[1])
 redis.call("SET", KEYS[2], id)
+redis.call("PEXPIRE", KEYS[1], ARGV[1])
 redis.call("HSET", KEYS[1], "index", id, "token", ARGV[2])
 redis.call("PEXPIRE", KEYS[1], ARGV[1])
 return {1, index, tonumber(ARGV[1])}
@@ -109,7 +110,7 @@ var releaseScript = newScript(`
 local held = redis.pcall("HMGET", KEYS[1], "index", "token")
 if held.err then
   local kind = redis.call("TYPE", KEYS[1]).ok
-  if kind == "hash" then return held end
+  if kind == "hash" or kind == "none" then return held end
   return redis.error_reply("REDFOUR 1 " .. kind)
 end
 local mine
@@ -145,7 +146,7 @@ var renewScript = newScript(`
 local held = redis.pcall("HMGET", KEYS[1], "index", "token")
 if held.err then
   local kind = redis.call("TYPE", KEYS[1]).ok
-  if kind == "hash" then return held end
+  if kind == "hash" or kind == "none" then return held end
   return redis.error_reply("REDFOUR 1 " .. kind)
 end
 if held[1] == ARGV[1] and (held[2] or "") == ARGV[2] then
