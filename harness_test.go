@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -92,6 +93,7 @@ type link struct {
 	before  func(ctx context.Context, cmd redis.Cmder) error
 	after   func(ctx context.Context, cmd redis.Cmder) error
 	conns   map[*linkConn]struct{}
+	kept    *kept         // a script on the wire; nil: none is kept back
 	down    bool          // no new connections
 	delay   time.Duration // of new connections
 }
@@ -247,6 +249,37 @@ func (l *link) mute(match func(*linkConn) bool) {
 	}
 }
 
+// A kept is what one write sent, on its way.
+type kept struct {
+	conn net.Conn // nil before the write
+	data []byte
+}
+
+// keepBack makes the next script that is sent arrive only when the returned function is called.
+func (l *link) keepBack() (deliver func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := new(kept)
+	l.kept = k
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		_, _ = k.conn.Write(k.data)
+	}
+}
+
+// keeps takes what a connection sends, if it is to be kept back.
+func (l *link) keeps(conn net.Conn, b []byte) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.kept == nil || !strings.Contains(string(b), "\r\neval") {
+		return false
+	}
+	*l.kept = kept{conn, slices.Clone(b)}
+	l.kept = nil
+	return true
+}
+
 func (l *link) matching(match func(*linkConn) bool) []*linkConn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -284,6 +317,9 @@ func (c *linkConn) Write(b []byte) (int, error) {
 		c.link.mu.Lock()
 		c.link.ears++
 		c.link.mu.Unlock()
+	}
+	if c.link.keeps(c.Conn, b) {
+		return len(b), nil
 	}
 	return c.Conn.Write(b)
 }

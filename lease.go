@@ -17,12 +17,18 @@ import (
 // elsewhere: {"id", "index", "token", "ttl"}, with the ttl in milliseconds. The
 // object that npm redfour and ioredfour return decodes into a Lease as well. Who
 // has the token can end the lease, so treat it as a secret.
+//
+// To hand a lease over, get it with [Lock.Acquire] or [Lock.WaitAcquire] (WithLock would
+// release it) and send it. The receiver calls [Lock.Renew] first, which tells whether
+// the lease still holds and makes its Deadline known; then KeepAlive and Release. A
+// KeepAlive that the sender left running ends with [ErrExpired] or [ErrConflict] after
+// the receiver has released.
 type Lease struct { //nolint:recvcheck // A value must encode as well as a pointer does.
 	ID        string        // as passed to Acquire
 	Index     int64         // fencing token: greater than that of every earlier lease of this ID (see Fencing)
 	Token     string        // proof of ownership; empty in a lease that came from npm redfour
-	TTL       time.Duration // as granted
-	Immediate bool          // got at the first attempt
+	TTL       time.Duration // as granted; renewals do not change it
+	Immediate bool          // got at the first attempt; not in the JSON
 
 	state *leaseState // shared by copies; nil in a Lease made by hand
 }
@@ -91,7 +97,8 @@ func checkLease(l *Lease) error {
 // It is zero in a process that has neither acquired nor renewed the lease, and in a
 // Lease made by hand rather than decoded from JSON. What another process, or a Lease
 // decoded apart from this one, does with the lease is not seen here, unless this
-// Lock keeps it alive. A host that was suspended may not have counted that time.
+// Lock keeps it alive: if it renews the lease for less, or ends it, Deadline promises
+// too much. A host that was suspended may not have counted that time.
 func (l *Lease) Deadline() time.Time {
 	return l.shared().held()
 }
@@ -252,15 +259,22 @@ func (s *leaseState) takeTurn(ctx context.Context) error {
 
 func (s *leaseState) giveTurn() { <-s.turn }
 
-// renewing says that c is about to renew the lease for ttl, from now at the
-// earliest. If that is less than is left, the lease may be shorter at once.
-func (s *leaseState) renewing(sent time.Time, ttl time.Duration) {
+// begin says that the lease is about to be renewed for ttl, from now at the earliest.
+// If that is less than is left, the lease may be shorter at once. The call is known
+// from here on, so that a release, which ends the lease first, waits for it or keeps
+// it from being sent.
+func (s *leaseState) begin(ttl time.Duration) (*call, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if deadline := sent.Add(ttl); !s.deadline.IsZero() && deadline.Before(s.deadline) {
+	if errors.Is(s.over, errReleased) {
+		return nil, s.over
+	}
+	if deadline := time.Now().Add(ttl); !s.deadline.IsZero() && deadline.Before(s.deadline) {
 		s.deadline = deadline
 		s.tellKeepers()
 	}
+	s.renewal = newCall()
+	return s.renewal, nil
 }
 
 // renewed says that the renewal that was sent at that time is in force. One whose
@@ -325,10 +339,12 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 	if ctx.Err() != nil {
 		return contextError(ctx)
 	}
-	state.renewing(time.Now(), ttl)
+	c, err := state.begin(ttl)
+	if err != nil {
+		return err
+	}
 	// Bounded, so that it is not sent any more when its turn is over.
-	c := l.server.start(func() (reply, error) { return l.server.renew(bounded, key, ttl) })
-	state.setRenewal(c)
+	l.server.make(c, func() (reply, error) { return l.server.renew(bounded, key, ttl) })
 	r, err := c.waitUntil(ctx, patience)
 	switch {
 	case err != nil && judge(err) == unknown:
@@ -345,12 +361,6 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 	return nil
 }
 
-func (s *leaseState) setRenewal(c *call) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.renewal = c
-}
-
 // joinRenewal waits for the last renewal to be over, for at most d: the connection
 // that it hangs on may have died.
 func (s *leaseState) joinRenewal(ctx context.Context, d time.Duration) {
@@ -365,9 +375,13 @@ func (s *leaseState) joinRenewal(ctx context.Context, d time.Duration) {
 // KeepAlive renews the lease at every third of its ttl, in the background, until ctx
 // ends, the returned function is called, the lease is released through this Lock
 // (also through a copy, or from its JSON), or the Lock is closed. It renews for the
-// ttl of the last grant or renewal. A lease whose deadline is not known is renewed at
-// once. A second KeepAlive of a lease shares the renewals of the first. The
-// function stops the renewals only; it does not release the lease.
+// ttl of the last grant or renewal that the lease, a copy or a KeepAlive of this Lock
+// has seen; for a lease decoded from JSON that is its TTL, as granted. A lease whose
+// deadline is not known is renewed at once, and its context lives until the answer:
+// call [Lock.Renew] before, to be sure. A second KeepAlive of a lease shares the renewals
+// of the first. The function ends the returned context and this call's share of the
+// renewals, and does not release the lease. Call it in any case, as with
+// context.WithCancel.
 //
 // The returned context ends with ctx, and as soon as the lease is lost: another
 // lease holds the lock, nobody does, or the deadline passed without a successful
@@ -487,8 +501,7 @@ func (l *Lock) leaveKeeper(k *keeper, user *context.CancelCauseFunc) {
 	}
 }
 
-// endKeeper tells the users of k why it ended. A keeper can be found until then, so
-// that a release can wait for it.
+// endKeeper tells the users of k why it ended.
 func (l *Lock) endKeeper(k *keeper, why error) {
 	l.mu.Lock()
 	if l.keepers[k.key] == k {
@@ -502,20 +515,6 @@ func (l *Lock) endKeeper(k *keeper, why error) {
 	}
 	for cancel := range users {
 		(*cancel)(why)
-	}
-}
-
-// stopKeeping ends the renewals of a lease that is about to be released, and waits
-// for the last one for at most d.
-func (l *Lock) stopKeeping(ctx context.Context, key leaseKey, d time.Duration) {
-	l.mu.Lock()
-	k := l.keepers[key]
-	l.mu.Unlock()
-	if k != nil {
-		k.state.end(errReleased) // first, so that nobody starts another
-		k.cancel(errReleased)
-		<-k.done
-		k.state.joinRenewal(ctx, d)
 	}
 }
 

@@ -299,6 +299,7 @@ func TestKeepAlive_followsALeaseFromJSON(t *testing.T) {
 		pass(time.Minute)
 		require.NoError(t, kept.Err())
 		require.Positive(t, lease.Remaining())
+		require.NoError(t, l.Renew(t.Context(), arrived, time.Hour))
 
 		way.afterScript(once(isRelease, lostReply))
 		require.NoError(t, l.Release(t.Context(), arrived), "it was sent in time, as the keeper knows")
@@ -393,6 +394,18 @@ func TestRelease_endsEveryKeepAlive(t *testing.T) {
 		require.ErrorIs(t, context.Cause(first), redfour.ErrNotHeld)
 		require.ErrorIs(t, context.Cause(second), redfour.ErrNotHeld)
 		require.Equal(t, context.Canceled, context.Cause(stopped))
+	})
+}
+
+func TestRelease_noRenewalComesAfterIt(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Hour)
+		require.NoError(t, l.Release(t.Context(), lease))
+		sent := way.sent()
+		require.ErrorIs(t, l.Renew(t.Context(), lease, time.Hour), redfour.ErrNotHeld)
+		require.Equal(t, sent, way.sent())
 	})
 }
 

@@ -14,18 +14,20 @@
 // A lock is a lease: it ends after its ttl unless it is renewed, so that a holder
 // that died does not hold it for ever. While Redis keeps its data, at
 // most one lease of an id holds in Redis at any time, and [Lease.Deadline] never
-// promises more than Redis keeps, if their clocks run at the same rate. But nothing stops a holder that is
+// promises more than Redis keeps, if their clocks run at the same rate and nobody
+// elsewhere renews the lease for less or ends it. But nothing stops a holder that is
 // frozen, or slow to notice, from working on after its deadline. Nor does
 // anything here help when Redis loses the lease: by a failover to a replica that had
 // not received it, a restart without its data, an eviction or a FLUSHALL. What must
 // not be done twice in such a case needs fencing.
 //
 // A lost reply changes nothing: every script may be repeated safely, and is. An error
-// that is not about the lock never matches [ErrLocked] or [ErrNotHeld], and its
-// text says "outcome unknown" if the call may have had its effect. A caller whose context ends returns at once, and
-// what its call may still bring is given back in the background. The one gap: a
-// request that the network delays until after all of that takes the lock for
-// nobody, for one ttl.
+// that is not about the lock never matches [ErrLocked] or [ErrNotHeld]; from Acquire,
+// Renew and Release its text says "outcome unknown" if the call may have had its
+// effect. A caller whose context ends returns at once (from Release within 100 ms, from
+// WithLock when its function has returned), and what an attempt to acquire may still
+// bring is given back in the background. The one gap: a request that the network
+// delays until after all of that takes the lock for nobody, for one ttl.
 //
 // # Waiting
 //
@@ -83,9 +85,11 @@ var ErrLocked = errors.New("held by another lease")
 // which match it, say what Redis has instead.
 var ErrNotHeld = errors.New("lease not held")
 
-// ErrExpired says that nobody holds the lock: the lease ran out, was released
-// already, or was lost with the server's data. It matches [ErrNotHeld]. A caller
-// of [Lock.Release] who does not mind a possible overlap can ignore it.
+// ErrExpired says that the lease ran out, was released already, or was lost with the
+// server's data. From [Lock.Renew] and [Lock.Release] it means that nobody holds the
+// lock; from a context that was kept alive, that the deadline passed without an answer
+// may be all that is known. It matches [ErrNotHeld]. A caller of [Lock.Release] who
+// does not mind a possible overlap can ignore it.
 var ErrExpired error = &notHeldError{"lease expired"}
 
 // ErrConflict says that another lease holds the lock, and was left alone. It
@@ -213,8 +217,12 @@ func Open(rawURL string, opts ...Option) (*Lock, error) {
 const acquireTime = 5 * time.Second
 
 // Acquire tries once to take the lock of id for ttl, and does not wait for a
-// holder. The ttl is at least a millisecond, and rounded down to one. The id
+// holder. The ttl is at least 1 ms, and is rounded down to whole milliseconds. The id
 // is non-empty valid UTF-8; any content is fine.
+//
+// A lease need not be released: a cron job that is to run once in the fleet takes the
+// lock for longer than the hosts' clocks differ, treats [ErrLocked] as "done
+// elsewhere", and lets the lease run out.
 //
 // If the lock is held it returns a [*LockedError]. If Redis cannot be reached it
 // tries again, within ctx and for at most 5 s, and then returns the last error,
@@ -351,7 +359,8 @@ func wrap(op, id string, err error) error {
 // WaitAcquire takes the lock of id for ttl, and waits for it until ctx ends. The
 // waiters of one id in one Lock are served first come, first served; between
 // processes whoever comes first after a release wins. [Lease.Immediate] tells
-// whether the first attempt got it, which is one round trip.
+// whether the first attempt got it, which is one round trip. The ttl and the id are
+// as for [Lock.Acquire].
 //
 // While it waits, Redis may be unreachable, restart or refuse writes:
 // WaitAcquire tries again. It returns early, with the error, only for what
@@ -368,7 +377,8 @@ func (l *Lock) WaitAcquire(ctx context.Context, id string, ttl time.Duration) (*
 }
 
 // Renew gives a lease that still holds a new ttl, which counts from now and may
-// be shorter than what was left; [Lease.Deadline] follows. It never revives a
+// be shorter than what was left; [Lease.Deadline] follows. The ttl is at least 1 ms,
+// and is rounded down to whole milliseconds. Renew never revives a
 // lease: if nobody holds the lock the error matches [ErrExpired], if another
 // lease does, [ErrConflict].
 //
@@ -409,9 +419,10 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 // [ErrExpired] or [ErrConflict], and another's lease is left alone. It stops a
 // [Lock.KeepAlive] of the lease first. It works after [Lock.Close], too.
 //
-// A lock must not stay behind because a request has ended, so Release goes on in
-// the background when ctx has ended, for as long as the lease lasts but at most
-// 5 s, or one attempt of a second; of ctx it uses the values only. The caller then
+// While Redis cannot be reached, Release tries again until the lease's deadline, for at
+// most 5 s; past the deadline it makes one attempt of at most a second. A lock must
+// not stay behind because a request has ended, so this goes on in the background
+// when ctx has ended or ends; of ctx it uses the values only. The caller then
 // waits for at most 100 ms more, and gets an error that matches ctx.Err() and
 // says that the outcome is unknown. The lock is then free, or held until its ttl
 // ends. Releasing again is harmless, and knows what became of an attempt before.
@@ -454,7 +465,6 @@ func (l *Lock) release(ctx context.Context, key leaseKey, state *leaseState) err
 	// From here the lease is not held for certain, and is not renewed: its last
 	// renewal has come back, or was given up, before the release is sent.
 	state.end(errReleased)
-	l.stopKeeping(ctx, key, releaseGrace)
 	state.joinRenewal(ctx, releaseGrace)
 
 	var f failures
@@ -500,14 +510,21 @@ func notHeld(r reply) error {
 // was not got, or ctx has ended by then, fn does not run. To try only once, use
 // [Lock.Acquire], [Lock.KeepAlive] and [Lock.Release].
 //
-// The lease is renewed until fn has returned, even when ctx ends first. The
-// context that fn gets ends with ctx, and as soon as the lease is lost; then
-// context.Cause matches [ErrExpired] or [ErrConflict]. What must not be done twice
-// should let the resource that it changes refuse an older lease.Index as well. The
-// lease belongs to WithLock: fn may read it, renew it and hand its index on.
+// The ttl is how long others wait after a holder died, and not how long fn may take. A
+// section survives an outage of Redis of about two thirds of it. Ten seconds suit most
+// uses.
+//
+// The lease is renewed until fn has returned, even when ctx ends first, or until
+// [Lock.Close]. The context that fn gets ends with ctx; when the Lock is closed, with
+// cause [ErrClosed], and fn then has until [Lease.Deadline] to finish; and as soon as the
+// lease is lost, with a cause that matches [ErrExpired] or [ErrConflict]. What must not
+// be done twice should let the resource that it changes refuse an older lease.Index as
+// well. The lease belongs to WithLock: fn may read it, renew it and hand its index on.
+// A lock is not reentrant: fn that waits for its own id waits for itself, until ctx ends.
 //
 // WithLock returns fn's error, unchanged if the lease held to the end. Otherwise
-// it is joined with what happened: the loss, or a release whose outcome is unknown.
+// it is joined with what happened: the loss, or a release whose outcome is unknown. An
+// error of fn may match the same sentinels; where that matters, fn should note that it ran.
 func (l *Lock) WithLock(
 	ctx context.Context, id string, ttl time.Duration, fn func(ctx context.Context, lease *Lease) error,
 ) (err error) {
@@ -569,8 +586,9 @@ const closeTime = 5 * time.Second
 // with cause ErrClosed. Leases are not released: that is their holders' task.
 //
 // Close waits for the library's goroutines, at most 5 s, and returns an error if
-// some are still waiting for the client then. It leaves the caller's client
-// alone. A client made by [Open] is closed, after the last running
+// some are still waiting for the client then. It does not wait for the functions of
+// [Lock.WithLock], which still need the client to release: close a client of your own
+// after they have returned. A client made by [Open] is closed, after the last running
 // [Lock.WithLock] has released; a lease that was got otherwise is better released
 // before. Close may be called twice, and from inside a section.
 func (l *Lock) Close() error {

@@ -3,6 +3,7 @@ package redfour_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"runtime"
 	"strings"
@@ -187,6 +188,36 @@ func TestAcquire_givesBackWhatAnEarlierAttemptTook(t *testing.T) {
 		require.True(t, m.Exists("lockindex"))
 		require.False(t, m.Exists("lock:42"))
 	})
+}
+
+// An attempt that was given up may come through when all is over.
+func TestAcquire_givesBackWhatComesThroughTooLate(t *testing.T) {
+	for name, held := range map[string]bool{"after the release": false, "after another's": true} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, m *mini) {
+				way := new(link)
+				l, other := m.lock(t, way), m.lock(t)
+				require.NoError(t, l.Release(t.Context(), mustAcquire(t, l, "scripts are known", time.Hour)))
+				deliver := way.keepBack()
+				holder := l
+				if held {
+					holder = other
+				}
+				lease := mustAcquire(t, holder, "42", time.Hour)
+				if held {
+					_, err := l.Acquire(t.Context(), "42", time.Hour)
+					require.ErrorIs(t, err, redfour.ErrLocked)
+				}
+				require.NoError(t, holder.Release(t.Context(), lease))
+				deliver()
+				synctest.Wait()
+				counter, err := m.Get("lockindex")
+				require.NoError(t, err)
+				require.NotEqual(t, fmt.Sprint(lease.Index), counter, "it came through")
+				require.False(t, m.Exists("lock:42"))
+			})
+		})
+	}
 }
 
 func TestAcquire_lateGrantIsReleased(t *testing.T) {
@@ -705,6 +736,7 @@ func TestRealOpen_closesItsClientAfterTheLastSection(t *testing.T) {
 	admin := server.Client(t)
 	l, err := redfour.Open("redis://" + server.Addr())
 	require.NoError(t, err)
+	require.NoError(t, l.Release(t.Context(), mustAcquire(t, l, "41", time.Minute)))
 	err = l.WithLock(t.Context(), "42", time.Minute, func(context.Context, *redfour.Lease) error {
 		require.NoError(t, l.Close())
 		require.NoError(t, l.Close())

@@ -349,6 +349,18 @@ func TestRealAcquire_hugeIndexOfAnotherDoesNotRaiseOurs(t *testing.T) {
 	require.NoError(t, l.Release(t.Context(), lease))
 }
 
+// Redis keeps expiries in milliseconds, of which a Duration holds only so many.
+func TestRealAcquire_holderOfMoreThanADurationIsToldAsTheLongest(t *testing.T) {
+	server := redistest.Start(t)
+	client := server.Client(t)
+	require.NoError(t, client.HSet(t.Context(), "lock:42", "index", 7).Err())
+	require.NoError(t, client.Do(t.Context(), "PEXPIRE", "lock:42", "1000000000000000").Err())
+	_, err := newLock(t, client).Acquire(t.Context(), "42", time.Minute)
+	var locked *redfour.LockedError
+	require.ErrorAs(t, err, &locked)
+	require.Equal(t, time.Duration(math.MaxInt64).Truncate(time.Millisecond), locked.TTL)
+}
+
 func TestReal_foreignKeysAreErrorsAtOnce(t *testing.T) {
 	r := startReal(t)
 	for _, row := range []struct {

@@ -257,7 +257,6 @@ func (s *server) run(ctx context.Context, sc *script, keys []string, argv ...any
 	cmd := newCommand(ctx, "evalsha", sc.hash, keys, argv)
 	err := s.client.Process(ctx, cmd)
 	if redis.HasErrorPrefix(err, "NOSCRIPT") {
-		sent = time.Now()
 		cmd = newCommand(ctx, "eval", sc.source, keys, argv)
 		err = s.client.Process(ctx, cmd)
 	}
@@ -299,16 +298,23 @@ type call struct {
 	err   error
 }
 
-// start sends a script from a goroutine of its own, because go-redis can leave
-// a cancelled caller waiting for its read timeout.
+func newCall() *call { return &call{done: make(chan struct{})} }
+
+// start makes a new call.
 func (s *server) start(send func() (reply, error)) *call {
-	c := &call{done: make(chan struct{})}
+	c := newCall()
+	s.make(c, send)
+	return c
+}
+
+// make sends a script from a goroutine of its own, because go-redis can leave
+// a cancelled caller waiting for its read timeout.
+func (s *server) make(c *call, send func() (reply, error)) {
 	s.crew.Start(func() {
 		defer close(c.done)
 		c.err = errCallEnded
 		c.reply, c.err = send()
 	})
-	return c
 }
 
 // errCallEnded is the outcome of a call whose goroutine was ended by a hook of
@@ -336,9 +342,6 @@ func (s *server) try(ctx context.Context, q *quest, ttl time.Duration) (reply, e
 	q.calls = append(q.calls, c)
 	r, err := c.waitUntil(ctx, patience)
 	q.tidy()
-	if err == nil && r.status == statusHeld {
-		q.maybe = false // what came back before has had its time
-	}
 	return r, err
 }
 

@@ -239,8 +239,8 @@ func (s *subscriber) lookInLocked(ln *line, d time.Duration) {
 func (s *subscriber) look(ln *line) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	// The timer may have fired while it was set anew, or while ln was dropped.
-	if s.lines[ln.id] == ln && !ln.trying && !time.Now().Before(ln.due) {
+	// The timer may have fired while an attempt began, or while ln was dropped.
+	if s.lines[ln.id] == ln && !ln.trying {
 		s.beginLocked(ln)
 	}
 }
@@ -306,7 +306,7 @@ func (s *subscriber) settle(ln *line, w *waiter, r reply, err error) bool {
 	case v != answered:
 		return s.failLocked(ln, err)
 	}
-	return s.heldLocked(ln, w, &LockedError{ID: ln.id, Index: r.index, TTL: r.left})
+	return s.heldLocked(ln, &LockedError{ID: ln.id, Index: r.index, TTL: r.left})
 }
 
 // failLocked makes the line try again after a pause.
@@ -321,11 +321,10 @@ func (s *subscriber) failLocked(ln *line, err error) bool {
 }
 
 // heldLocked makes the line wait, for a wake-up or for the end of the holder's lease.
-// The answer to an attempt for w does not count for somebody who became first
-// since, nor after a wake-up.
-func (s *subscriber) heldLocked(ln *line, w *waiter, by *LockedError) bool {
+// The answer does not count if nobody is left to wait, nor after a wake-up.
+func (s *subscriber) heldLocked(ln *line, by *LockedError) bool {
 	ln.news, ln.seen, ln.failures.step = by, time.Now(), 0
-	if ln.again || ln.first() != w || s.life.Err() != nil {
+	if ln.again || ln.waiters.Len() == 0 || s.life.Err() != nil {
 		return true
 	}
 	s.listenLocked()
@@ -387,7 +386,7 @@ func (s *subscriber) nextLocked(ln *line, lease *Lease) bool {
 		return false
 	}
 	ln.again = false
-	return s.heldLocked(ln, ln.first(), &LockedError{ID: ln.id, Index: lease.Index, TTL: lease.Remaining()})
+	return s.heldLocked(ln, &LockedError{ID: ln.id, Index: lease.Index, TTL: lease.Remaining()})
 }
 
 // An ear is the one subscription of a Lock, and the goroutine that keeps it up.
@@ -456,12 +455,12 @@ func (s *subscriber) subscribe(ctx context.Context) error {
 	return err
 }
 
-// receive waits for one message, or the answer to a ping. It is bounded by ctx as
-// well, because go-redis connects again before it returns an error.
+// receive waits for one message, or the answer to a ping. It is bounded by ctx,
+// because go-redis connects again before it returns an error.
 func receive(ctx context.Context, pubsub *redis.PubSub) (any, error) {
 	ctx, cancel := context.WithTimeout(ctx, silenceLimit)
 	defer cancel()
-	return pubsub.ReceiveTimeout(ctx, silenceLimit)
+	return pubsub.Receive(ctx)
 }
 
 // checkOn pings the subscription, so that a connection that died silently is

@@ -438,10 +438,10 @@ func TestWaitAcquire_lateGrantIsReleasedAndTriedAgain(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		way := new(link)
 		l := m.lock(t, way)
-		way.afterScript(once(isAcquire, func() error { pass(time.Second); return nil }))
-		r := <-waitFor(t.Context(), l, "42", time.Second)
+		way.afterScript(once(isAcquire, func() error { pass(600 * time.Millisecond); return nil }))
+		r := <-waitFor(t.Context(), l, "42", 500*time.Millisecond)
 		require.NoError(t, r.err)
-		require.Equal(t, time.Second, r.lease.Remaining())
+		require.Equal(t, 500*time.Millisecond, r.lease.Remaining())
 	})
 }
 
