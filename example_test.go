@@ -94,24 +94,31 @@ func ExampleLock_WaitAcquire() {
 	// Output: <nil> false true
 }
 
+// A section that is skipped when somebody else is in it.
 func ExampleLock_KeepAlive() {
 	lock, done := exampleLock()
 	defer done()
+	ctx := context.Background()
 
-	lease, err := lock.Acquire(context.Background(), "report", time.Minute)
+	lease, err := lock.Acquire(ctx, "report", time.Minute)
+	if errors.Is(err, redfour.ErrLocked) {
+		return
+	}
 	if err != nil {
 		log.Fatal(err)
 	}
-	ctx, stop := lock.KeepAlive(context.Background(), lease)
+	kept, stop := lock.KeepAlive(ctx, lease)
 	defer stop()
 
-	// Work with ctx: it ends when the lease is lost.
-	fmt.Println(ctx.Err())
+	// Work with kept: it ends when the lease is lost.
+	fmt.Println(kept.Err())
 
-	_ = lock.Release(context.Background(), lease)
-	<-ctx.Done()
-	fmt.Println(errors.Is(context.Cause(ctx), redfour.ErrNotHeld))
+	// Release with ctx, because kept may have ended.
+	fmt.Println(lock.Release(ctx, lease))
+	<-kept.Done()
+	fmt.Println(errors.Is(context.Cause(kept), redfour.ErrNotHeld))
 	// Output:
+	// <nil>
 	// <nil>
 	// true
 }
