@@ -59,28 +59,16 @@ func (l *Lease) shared() *leaseState {
 	return l.state
 }
 
-// stateOf returns the state of a lease: its keeper's, if it is kept alive here, so
-// that what is done through its JSON is known to those who keep it alive.
+// stateOf returns the state of a lease. If the same lease is kept alive here, through a
+// value that was decoded apart, both share one state from now on.
 func (l *Lock) stateOf(lease *Lease) *leaseState {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	state := lease.shared()
 	if k := l.keepers[lease.key()]; k != nil {
-		return k.state
+		state.join(k.state)
 	}
-	return lease.shared()
-}
-
-// follow takes over what is known of the same lease elsewhere.
-func (s *leaseState) follow(other *leaseState) {
-	if s == nil || s == other {
-		return
-	}
-	other.mu.Lock()
-	deadline, ttl, over, overAt, released := other.deadline, other.ttl, other.over, other.overAt, other.released
-	other.mu.Unlock()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.deadline, s.ttl, s.over, s.overAt, s.released = deadline, ttl, over, overAt, released
+	return state
 }
 
 func checkLease(l *Lease) error {
@@ -169,8 +157,10 @@ func decodeID(raw json.RawMessage) (string, error) {
 
 // A leaseState is what changes in the life of a lease.
 type leaseState struct {
-	mu       sync.Mutex    // guards what follows
+	mu       sync.Mutex    // guards what follows; taken by lock
+	same     *leaseState   // what counts instead of this; nil: this does
 	deadline time.Time     // zero: not known here
+	before   time.Time     // deadline, before the last attempt to renew
 	ttl      time.Duration // of the last grant or renewal
 	shortest time.Duration // of the renewals whose outcome is unknown; 0: none
 	over     error         // why the lease does not hold; nil while it may
@@ -182,9 +172,62 @@ type leaseState struct {
 	keepers []chan struct{} // told when the rest changes; one for each Lock that keeps the lease alive
 }
 
+// lock locks the state that counts, and returns it.
+func (s *leaseState) lock() *leaseState {
+	for {
+		s.mu.Lock()
+		same := s.same
+		if same == nil {
+			return s
+		}
+		s.mu.Unlock()
+		s = same
+	}
+}
+
+// joining is held while two states become one, so that no two do so in opposite directions.
+var joining sync.Mutex
+
+// join makes other, which is kept alive, count instead of s from now on. Both are states
+// of the same lease. Attempts that s has begun go on as those of another process would.
+func (s *leaseState) join(other *leaseState) {
+	joining.Lock()
+	defer joining.Unlock()
+	s = s.lock()
+	defer s.mu.Unlock()
+	if other.isSame(s) {
+		return
+	}
+	other = other.lock()
+	defer other.mu.Unlock()
+	s.same = other
+	if other.deadline.IsZero() {
+		other.deadline = s.deadline
+	}
+	if other.over == nil {
+		other.over, other.overAt = s.over, s.overAt
+	}
+	other.keepers = append(other.keepers, s.keepers...)
+	other.tellKeepers()
+}
+
+// isSame tells whether s counts for this state.
+func (s *leaseState) isSame(as *leaseState) bool {
+	for s != as {
+		s.mu.Lock()
+		same := s.same
+		s.mu.Unlock()
+		if same == nil {
+			return false
+		}
+		s = same
+	}
+	return true
+}
+
 // held is up to when the lease is held for certain.
 func (s *leaseState) held() time.Time {
-	s.mu.Lock()
+	s = s.lock()
 	defer s.mu.Unlock()
 	if s.over != nil && (s.deadline.IsZero() || s.overAt.Before(s.deadline)) {
 		return s.overAt
@@ -195,7 +238,7 @@ func (s *leaseState) held() time.Time {
 // renewUntil is up to when it makes sense to try a renewal. A deadline that
 // has passed leaves time to ask, because Redis keeps the lock a little longer.
 func (s *leaseState) renewUntil() time.Time {
-	s.mu.Lock()
+	s = s.lock()
 	defer s.mu.Unlock()
 	now := time.Now()
 	switch {
@@ -210,7 +253,7 @@ func (s *leaseState) renewUntil() time.Time {
 // releaseUntil is up to when it makes sense to try a release: as long as the
 // lease lasts, but somebody may be waiting for the answer.
 func (s *leaseState) releaseUntil() time.Time {
-	s.mu.Lock()
+	s = s.lock()
 	defer s.mu.Unlock()
 	now := time.Now()
 	if s.deadline.IsZero() {
@@ -221,7 +264,7 @@ func (s *leaseState) releaseUntil() time.Time {
 
 // attemptTime is how long one renewal may hang before another is tried.
 func (s *leaseState) attemptTime() time.Duration {
-	s.mu.Lock()
+	s = s.lock()
 	defer s.mu.Unlock()
 	left := time.Until(s.deadline)
 	if s.deadline.IsZero() || left <= 0 {
@@ -232,7 +275,7 @@ func (s *leaseState) attemptTime() time.Duration {
 
 // end says that the lease does not hold, and why.
 func (s *leaseState) end(why error) {
-	s.mu.Lock()
+	s = s.lock()
 	defer s.mu.Unlock()
 	if s.over == nil {
 		s.over, s.overAt = why, time.Now()
@@ -242,8 +285,8 @@ func (s *leaseState) end(why error) {
 
 // takeTurn waits until no other renewal of this lease is made here, so that the
 // order in which Redis sees them is the order in which their replies count.
-func (s *leaseState) takeTurn(ctx context.Context) error {
-	s.mu.Lock()
+func (s *leaseState) takeTurn(ctx context.Context) (giveTurn func(), err error) {
+	s = s.lock()
 	if s.turn == nil {
 		s.turn = make(chan struct{}, 1)
 	}
@@ -251,24 +294,23 @@ func (s *leaseState) takeTurn(ctx context.Context) error {
 	s.mu.Unlock()
 	select {
 	case turn <- struct{}{}:
-		return nil
+		return func() { <-turn }, nil
 	case <-ctx.Done():
-		return contextError(ctx)
+		return nil, &givenUpError{contextError(ctx)}
 	}
 }
-
-func (s *leaseState) giveTurn() { <-s.turn }
 
 // begin says that the lease is about to be renewed for ttl, from now at the earliest.
 // If that is less than is left, the lease may be shorter at once. The call is known
 // from here on, so that a release, which ends the lease first, waits for it or keeps
 // it from being sent.
 func (s *leaseState) begin(ttl time.Duration) (*call, error) {
-	s.mu.Lock()
+	s = s.lock()
 	defer s.mu.Unlock()
 	if errors.Is(s.over, errReleased) {
 		return nil, s.over
 	}
+	s.before = s.deadline
 	if deadline := time.Now().Add(ttl); !s.deadline.IsZero() && deadline.Before(s.deadline) {
 		s.deadline = deadline
 		s.tellKeepers()
@@ -277,10 +319,20 @@ func (s *leaseState) begin(ttl time.Duration) (*call, error) {
 	return s.renewal, nil
 }
 
+// refused says that a renewal that had begun was not made, and will not be.
+func (s *leaseState) refused(c *call) {
+	s = s.lock()
+	defer s.mu.Unlock()
+	if s.renewal == c && !s.before.IsZero() {
+		s.deadline = s.before
+		s.tellKeepers()
+	}
+}
+
 // renewed says that the renewal that was sent at that time is in force. One whose
 // outcome is unknown may still come after it, and then leaves its own ttl.
 func (s *leaseState) renewed(sent time.Time, ttl time.Duration) {
-	s.mu.Lock()
+	s = s.lock()
 	defer s.mu.Unlock()
 	s.ttl = ttl
 	if s.shortest > 0 {
@@ -292,7 +344,7 @@ func (s *leaseState) renewed(sent time.Time, ttl time.Duration) {
 
 // unresolved says that a renewal for ttl may or may not have come, or may come yet.
 func (s *leaseState) unresolved(ttl time.Duration) {
-	s.mu.Lock()
+	s = s.lock()
 	defer s.mu.Unlock()
 	if s.shortest == 0 || ttl < s.shortest {
 		s.shortest = ttl
@@ -310,19 +362,19 @@ func (s *leaseState) tellKeepers() {
 
 // inTime tells whether the lease still holds for certain, were it not released.
 func (s *leaseState) inTime() bool {
-	s.mu.Lock()
+	s = s.lock()
 	defer s.mu.Unlock()
 	return time.Now().Before(s.deadline)
 }
 
 func (s *leaseState) mayBeReleased() {
-	s.mu.Lock()
+	s = s.lock()
 	defer s.mu.Unlock()
 	s.released = true
 }
 
 func (s *leaseState) wasReleased() bool {
-	s.mu.Lock()
+	s = s.lock()
 	defer s.mu.Unlock()
 	return s.released
 }
@@ -332,12 +384,13 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 	patience := state.attemptTime()
 	bounded, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err := state.takeTurn(bounded); err != nil {
+	giveTurn, err := state.takeTurn(bounded)
+	if err != nil {
 		return err
 	}
-	defer state.giveTurn()
+	defer giveTurn()
 	if ctx.Err() != nil {
-		return contextError(ctx)
+		return &givenUpError{contextError(ctx)}
 	}
 	c, err := state.begin(ttl)
 	if err != nil {
@@ -351,6 +404,7 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 		state.unresolved(ttl)
 		return err
 	case err != nil:
+		state.refused(c)
 		return err
 	case r.status != statusDone:
 		err := notHeld(r)
@@ -364,7 +418,7 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 // joinRenewal waits for the last renewal to be over, for at most d: the connection
 // that it hangs on may have died.
 func (s *leaseState) joinRenewal(ctx context.Context, d time.Duration) {
-	s.mu.Lock()
+	s = s.lock()
 	c := s.renewal
 	s.mu.Unlock()
 	if c != nil {
@@ -440,10 +494,13 @@ func (l *Lock) keep(lease *Lease, ended context.CancelCauseFunc) (leave func(), 
 	if l.closed {
 		return nil, ErrClosed
 	}
+	k := l.keepers[key]
+	if k != nil {
+		state.join(k.state)
+	}
 	if over := state.whyOver(); over != nil {
 		return nil, over
 	}
-	k := l.keepers[key]
 	if k == nil || k.ending {
 		k = l.newKeeper(key, state, k)
 		l.keepers[key] = k
@@ -453,7 +510,7 @@ func (l *Lock) keep(lease *Lease, ended context.CancelCauseFunc) (leave func(), 
 }
 
 func (s *leaseState) whyOver() error {
-	s.mu.Lock()
+	s = s.lock()
 	defer s.mu.Unlock()
 	return s.over
 }
@@ -479,13 +536,13 @@ func (l *Lock) newKeeper(key leaseKey, state *leaseState, before *keeper) *keepe
 }
 
 func (s *leaseState) addKeeper(changed chan struct{}) {
-	s.mu.Lock()
+	s = s.lock()
 	defer s.mu.Unlock()
 	s.keepers = append(s.keepers, changed)
 }
 
 func (s *leaseState) removeKeeper(changed chan struct{}) {
-	s.mu.Lock()
+	s = s.lock()
 	defer s.mu.Unlock()
 	s.keepers = slices.DeleteFunc(s.keepers, func(c chan struct{}) bool { return c == changed })
 }
@@ -582,7 +639,7 @@ func (l *Lock) runKeeper(ctx context.Context, k *keeper) error {
 // that fails. A lease whose deadline is not known ran when it was first kept
 // alive, if it ran at all.
 func (s *leaseState) terms(started time.Time) (ttl time.Duration, due, deadline time.Time) {
-	s.mu.Lock()
+	s = s.lock()
 	defer s.mu.Unlock()
 	if s.deadline.IsZero() {
 		return s.ttl, started, started.Add(s.ttl)

@@ -308,6 +308,96 @@ func TestKeepAlive_followsALeaseFromJSON(t *testing.T) {
 	})
 }
 
+// A lease and what was decoded from its JSON are one, as soon as one Lock keeps both alive.
+func TestKeepAlive_twinsShareWhatIsKnown(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		l := m.lock(t)
+		lease := mustAcquire(t, l, "42", 10*time.Second)
+		twin := travel(t, lease)
+		keptTwin, stopTwin := l.KeepAlive(t.Context(), twin)
+		defer stopTwin()
+		kept, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		synctest.Wait()
+		require.Equal(t, 10*time.Second, twin.Remaining())
+
+		pass(20 * time.Second)
+		require.NoError(t, kept.Err())
+		require.Positive(t, lease.Remaining())
+		require.Equal(t, twin.Deadline(), lease.Deadline())
+
+		require.NoError(t, l.Release(t.Context(), twin))
+		require.Zero(t, lease.Remaining())
+		synctest.Wait()
+		require.ErrorIs(t, context.Cause(kept), redfour.ErrNotHeld)
+		require.ErrorIs(t, context.Cause(keptTwin), redfour.ErrNotHeld)
+	})
+}
+
+func TestKeepAlive_twinsTellEachOtherWhatTheyKnew(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", 10*time.Second)
+		way.beforeScript(func(_ context.Context, cmd redis.Cmder) error {
+			if isRenew(cmd) {
+				return redis.ErrPoolTimeout
+			}
+			return nil
+		})
+		twin := travel(t, lease)
+		kept, stop := l.KeepAlive(t.Context(), twin)
+		defer stop()
+		require.Zero(t, twin.Remaining(), "not known yet")
+		require.ErrorIs(t, l.Renew(canceledAfter(t, time.Second), lease, time.Minute), redis.ErrPoolTimeout)
+		require.Equal(t, 9*time.Second, twin.Remaining())
+		require.NoError(t, kept.Err())
+
+		over := mustAcquire(t, l, "43", 10*time.Second)
+		require.NoError(t, l.Release(t.Context(), over))
+		keptTwin, stopTwin := l.KeepAlive(t.Context(), travel(t, over))
+		defer stopTwin()
+		require.NoError(t, keptTwin.Err(), "not known yet")
+		kept, stop = l.KeepAlive(t.Context(), over)
+		defer stop()
+		synctest.Wait()
+		require.ErrorIs(t, context.Cause(kept), redfour.ErrNotHeld)
+		require.ErrorIs(t, context.Cause(keptTwin), redfour.ErrNotHeld)
+	})
+}
+
+func canceledAfter(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// Two Locks keep the same two leases alive, each beginning with another one.
+func TestKeepAlive_twinsThroughTwoLocks(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		locks := []*redfour.Lock{m.lock(t), m.lock(t)}
+		lease := mustAcquire(t, locks[0], "42", 10*time.Second)
+		leases := []*redfour.Lease{lease, travel(t, lease)}
+		var kept []context.Context
+		for _, first := range []int{0, 1} {
+			for n, l := range locks {
+				ctx, stop := l.KeepAlive(t.Context(), leases[(n+first)%2])
+				defer stop()
+				kept = append(kept, ctx)
+			}
+		}
+		pass(time.Minute)
+		require.Equal(t, leases[0].Deadline(), leases[1].Deadline())
+		require.NoError(t, locks[1].Release(t.Context(), leases[0]))
+		synctest.Wait()
+		for _, ctx := range kept {
+			require.ErrorIs(t, context.Cause(ctx), redfour.ErrNotHeld)
+		}
+		require.Zero(t, leases[0].Remaining()+leases[1].Remaining())
+	})
+}
+
 // Copies of one lease are kept alive through two Locks, and both learn of all.
 func TestKeepAlive_throughTwoLocks(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {

@@ -82,7 +82,8 @@ var ErrLocked = errors.New("held by another lease")
 
 // ErrNotHeld says that the caller's lease holds no longer: the section that it
 // protected may have overlapped with another. [ErrExpired] and [ErrConflict],
-// which match it, say what Redis has instead.
+// which match it, say what Redis has instead. A call whose context ended because
+// another lease was lost matches them too, by its cause.
 var ErrNotHeld = errors.New("lease not held")
 
 // ErrExpired says that the lease ran out, was released already, or was lost with the
@@ -246,6 +247,9 @@ func (l *Lock) Acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
 	l.crew.Join() // Close waits until it is certain that nothing stays behind
 	defer l.crew.Leave()
+	if l.life.Err() != nil {
+		return nil, ErrClosed // it may not have waited for this
+	}
 	until := time.Now().Add(acquireTime)
 	bounded, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
@@ -259,7 +263,7 @@ func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 	})
 	if err != nil {
 		l.server.abandon(ctx, q)
-		return nil, f.sum(ctx)
+		return nil, l.orClosed(f.sum(ctx))
 	}
 	if r.status == statusHeld {
 		l.server.abandon(ctx, q)
@@ -273,6 +277,14 @@ func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 	l.server.won(ctx, q, lease.Index)
 	lease.Immediate = true
 	return lease, nil
+}
+
+// orClosed adds to the error of a call that Close may have ended that it did.
+func (l *Lock) orClosed(err error) error {
+	if l.life.Err() == nil || errors.Is(err, ErrNotHeld) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrClosed, err)
 }
 
 // errLate says that a lease was over before the caller heard of it.
@@ -394,9 +406,7 @@ func (l *Lock) Renew(ctx context.Context, lease *Lease, ttl time.Duration) error
 	if err := l.check(ctx, lease.ID, ttl); err != nil {
 		return wrap("renew", lease.ID, err)
 	}
-	state := l.stateOf(lease)
-	err := l.renew(ctx, lease.key(), state, ttl.Truncate(time.Millisecond))
-	lease.state.follow(state)
+	err := l.renew(ctx, lease.key(), l.stateOf(lease), ttl.Truncate(time.Millisecond))
 	return wrap("renew", lease.ID, err)
 }
 
@@ -410,7 +420,7 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 		return f.note(l.renewOnce(bounded, key, state, ttl))
 	})
 	if err != nil {
-		return f.sum(ctx)
+		return l.orClosed(f.sum(ctx))
 	}
 	return nil
 }
@@ -433,13 +443,10 @@ func (l *Lock) Release(ctx context.Context, lease *Lease) error {
 	key, state := lease.key(), l.stateOf(lease)
 	done := make(chan error, 1) // one error; nobody may be there to take it
 	detached := context.WithoutCancel(ctx)
-	twin := lease.state
 	l.enterSection()
 	l.crew.Start(func() {
 		defer l.leaveSection()
-		err := l.release(detached, key, state)
-		twin.follow(state)
-		done <- err
+		done <- l.release(detached, key, state)
 	})
 	select {
 	case err := <-done:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"runtime"
 	"strings"
 	"testing"
@@ -533,6 +534,52 @@ func TestRenew_deadlineIsCountedFromBeforeTheRequest(t *testing.T) {
 	})
 }
 
+// A ctx may have ended because another lock was lost, or Redis had failed somebody
+// else. That says nothing about this renewal.
+func TestRenew_causesOfTheCallersCtxAreNotTakenForAnswers(t *testing.T) {
+	for name, cause := range map[string]error{
+		"none":        nil,
+		"lease lost":  redfour.ErrExpired,
+		"dial failed": &net.OpError{Op: "dial", Err: io.EOF},
+		"closed":      redis.ErrClosed,
+		"refused":     redis.Nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, m *mini) {
+				way := new(link)
+				l := m.lock(t, way)
+				lease := mustAcquire(t, l, "42", 10*time.Second)
+				require.NoError(t, l.Renew(t.Context(), lease, 10*time.Second))
+				deliver := way.keepBack()
+				ctx, cancel := context.WithCancelCause(t.Context())
+				time.AfterFunc(50*time.Millisecond, func() { cancel(cause) })
+				require.ErrorContains(t, l.Renew(ctx, lease, time.Second), "outcome unknown")
+
+				require.NoError(t, l.Renew(t.Context(), lease, 10*time.Second))
+				deliver()
+				synctest.Wait()
+				require.Equal(t, time.Second, m.TTL("lock:42"), "it came after all")
+				require.LessOrEqual(t, lease.Remaining(), time.Second)
+			})
+		})
+	}
+}
+
+func TestRenew_refusedLeavesTheDeadline(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Minute)
+		way.beforeScript(func(context.Context, redis.Cmder) error { return redis.ErrPoolTimeout })
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := l.Renew(ctx, lease, 2*time.Second)
+		require.ErrorIs(t, err, redis.ErrPoolTimeout)
+		require.NotContains(t, err.Error(), "outcome unknown")
+		require.Equal(t, 59*time.Second, lease.Remaining())
+	})
+}
+
 func TestRenew_triesUntilTheDeadline(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		way := new(link)
@@ -690,6 +737,30 @@ func TestClose_fromInsideASection(t *testing.T) {
 		})
 		require.NoError(t, err)
 		require.False(t, m.Exists("lock:42"))
+	})
+}
+
+func TestClose_endsCallsThatTryAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "41", time.Minute)
+		way.beforeScript(func(context.Context, redis.Cmder) error { return redis.ErrPoolTimeout })
+		errs := make(chan error, 2)
+		go func() {
+			_, err := l.Acquire(t.Context(), "42", time.Minute)
+			errs <- err
+		}()
+		go func() { errs <- l.Renew(t.Context(), lease, time.Minute) }()
+		pass(time.Second)
+		start := time.Now()
+		require.NoError(t, l.Close())
+		for range 2 {
+			err := <-errs
+			require.ErrorIs(t, err, redfour.ErrClosed)
+			require.ErrorIs(t, err, redis.ErrPoolTimeout)
+		}
+		require.Zero(t, time.Since(start))
 	})
 }
 

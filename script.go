@@ -437,11 +437,18 @@ func (c *call) waitUntil(ctx context.Context, d time.Duration) (reply, error) {
 	case <-c.done:
 		return c.reply, c.err
 	case <-ctx.Done():
-		return reply{}, contextError(ctx)
+		return reply{}, &givenUpError{contextError(ctx)}
 	case <-timer.C:
 		return reply{}, errNoAnswer
 	}
 }
+
+// A givenUpError is that of a caller who did not wait for the answer. Its cause is the
+// caller's, and may be an error of Redis or of another lock: it says nothing about
+// this one.
+type givenUpError struct{ error }
+
+func (e *givenUpError) Unwrap() error { return e.error }
 
 // errNoAnswer says that an attempt was given up while its caller was still there.
 var errNoAnswer = errors.New("no answer from Redis")
@@ -467,6 +474,9 @@ func (v verdict) outOfReach() bool { return v >= unreachable }
 func judge(err error) verdict {
 	if err == nil {
 		return answered
+	}
+	if _, ok := errors.AsType[*givenUpError](err); ok {
+		return unknown
 	}
 	if errors.Is(err, ErrNotHeld) {
 		return lost

@@ -151,14 +151,15 @@ func (s *subscriber) leave(ln *line, w *waiter) (left bool, news error) {
 	return true, news
 }
 
-// dropLocked forgets a line that has neither waiters nor an attempt.
+// dropLocked forgets a line that has no attempt, and either no waiters or no life.
 func (s *subscriber) dropLocked(ln *line) {
+	if s.lines[ln.id] != ln {
+		return // done already, when the Lock was closed
+	}
+	delete(s.lines, ln.id)
 	s.server.abandon(s.life, ln.quest)
 	if ln.timer != nil {
 		ln.timer.Stop()
-	}
-	if s.lines[ln.id] == ln {
-		delete(s.lines, ln.id)
 	}
 	if len(s.lines) > 0 || s.ear == nil || s.life.Err() != nil {
 		return
