@@ -36,6 +36,45 @@ func TestFailover_waitsAndRenewalsSurviveACrash(t *testing.T) {
 	require.NoError(t, waiter.Release(t.Context(), r.lease))
 }
 
+// After a failover that nobody died of, the old master keeps its subscribers for some
+// time, and nobody releases anything there.
+func TestFailover_subscriptionFollowsTheMaster(t *testing.T) {
+	sentinel := redistest.StartSentinels(t, 2, 3)
+	client := sentinel.Client(t)
+	lease := mustAcquire(t, newLock(t, client), "42", time.Minute)
+	got := waitFor(t.Context(), newLock(t, sentinel.Client(t)), "42", time.Minute)
+	awaitSubscriber(t, client)
+	require.EqualValues(t, 2, client.Do(t.Context(), "WAIT", 2, 10_000).Val())
+
+	sentinel.Failover()
+	after := sentinel.Client(t) // knows the new master from the start
+	awaitSubscriber(t, after)
+	followed := time.Now()
+	require.NoError(t, newLock(t, after).Release(t.Context(), lease))
+	r := <-got
+	require.NoError(t, r.err)
+	require.Less(t, time.Since(followed), 5*time.Second)
+}
+
+// The channel that tells where the subscription is may be refused.
+func TestFailover_userWithReleaseChannelAloneIsWoken(t *testing.T) {
+	sentinel := redistest.StartFailover(t)
+	admin := sentinel.Client(t)
+	require.NoError(t, admin.Do(t.Context(), "ACL", "SETUSER", "app", "on", "nopass", "~*", "&lock-release", "+@all").Err())
+	o := sentinel.Options()
+	o.Username, o.Password = "app", "any"
+	client := redis.NewFailoverClient(o)
+	t.Cleanup(func() { _ = client.Close() })
+	holder := newLock(t, admin)
+	lease := mustAcquire(t, holder, "42", time.Minute)
+	got := waitFor(t.Context(), newLock(t, client), "42", time.Minute)
+	awaitSubscriber(t, admin)
+	require.NoError(t, holder.Release(t.Context(), lease))
+	r := <-got
+	require.NoError(t, r.err)
+	require.Less(t, r.after, 15*time.Second, "well before the ttl")
+}
+
 // awaitSubscriber returns when somebody has subscribed to the release channel.
 func awaitSubscriber(t *testing.T, client *redis.Client) {
 	t.Helper()

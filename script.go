@@ -30,6 +30,9 @@ func (n names) lock(id string) string  { return n.namespace + ":" + id }
 func (n names) counter() string        { return n.namespace + "index" }
 func (n names) releaseChannel() string { return n.namespace + "-release" }
 
+// inbox is a channel that one Lock alone subscribes to.
+func (n names) inbox(member string) string { return n.namespace + "-grant:" + member }
+
 // id is the inverse of lock. It returns false for a key that is no lock's.
 func (n names) id(key string) (string, bool) { return strings.CutPrefix(key, n.namespace+":") }
 
@@ -224,6 +227,20 @@ type server struct {
 	names   names
 	crew    *crew.Crew
 	highest atomic.Int64 // index seen so far in this namespace
+}
+
+// moves tells whether the client follows a failover to another server. Go-redis does
+// not say so; this is what it calls the address of such a client.
+func (s *server) moves() bool {
+	c, ok := s.client.(*redis.Client)
+	return ok && c.Options().Addr == "FailoverClient"
+}
+
+// hears tells whether somebody subscribes to a channel, on the server that runs the
+// scripts. It believes so if there is no answer.
+func (s *server) hears(ctx context.Context, channel string) bool {
+	subscribers, err := s.client.PubSubNumSub(ctx, channel).Result()
+	return err != nil || subscribers[channel] > 0
 }
 
 // acquire tries once to take the lock of id. It returns when go-redis does,

@@ -3,9 +3,10 @@ package redfour
 import (
 	"container/list"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	mathrand "math/rand/v2"
 	"sync"
 	"time"
 
@@ -220,7 +221,7 @@ func (s *subscriber) wakeAll() {
 	for _, ln := range s.lines {
 		if ln.trying {
 			ln.again = true
-		} else if pause := rand.N(spread); pause < time.Until(ln.due) {
+		} else if pause := mathrand.N(spread); pause < time.Until(ln.due) {
 			s.lookInLocked(ln, pause)
 		}
 	}
@@ -330,7 +331,7 @@ func (s *subscriber) heldLocked(ln *line, by *LockedError) bool {
 	}
 	s.listenLocked()
 	ln.trying = false
-	s.lookInLocked(ln, min(by.TTL, longestLook)+time.Millisecond+rand.N(lookJitter))
+	s.lookInLocked(ln, min(by.TTL, longestLook)+time.Millisecond+mathrand.N(lookJitter))
 	return false
 }
 
@@ -405,15 +406,24 @@ func (s *subscriber) listenLocked() {
 }
 
 func (s *subscriber) listen(ctx context.Context) {
+	inbox := ""
+	if s.server.moves() {
+		inbox = s.server.names.inbox(rand.Text())
+	}
 	for pauses := (backoff{min: shortestRetry, max: resubscribe}); ctx.Err() == nil; {
 		start := time.Now()
-		err := s.subscribe(ctx)
+		err := s.subscribe(ctx, inbox)
+		// A closed subscription is our own doing, and is no reason to give up.
+		denied := judge(err) == final && !errors.Is(err, redis.ErrClosed)
+		if denied && inbox != "" {
+			inbox = "" // Perhaps the user has no right to that alone.
+			continue
+		}
 		if time.Since(start) > steadyTime {
 			pauses.step = 0
 		}
 		pause := pauses.next()
-		// A closed subscription is our own doing, and is no reason to give up.
-		if judge(err) == final && !errors.Is(err, redis.ErrClosed) {
+		if denied {
 			pause = deniedPause
 		}
 		sleep(ctx, ctx, pause)
@@ -423,21 +433,27 @@ func (s *subscriber) listen(ctx context.Context) {
 // subscribe lives as long as one subscription, and returns why it ended.
 //
 // The connection is used once: go-redis repairs it silently when it breaks, and
-// then nobody learns that messages were lost.
-func (s *subscriber) subscribe(ctx context.Context) error {
+// then nobody learns that messages were lost. If an inbox is given it is subscribed to,
+// so that checkOn can tell where the subscription is.
+func (s *subscriber) subscribe(ctx context.Context, inbox string) error {
 	ctx, cancel := context.WithCancel(ctx)
+	channels := []string{s.server.names.releaseChannel()}
+	if inbox != "" {
+		channels = append(channels, inbox)
+	}
 	pubsub := s.server.client.Subscribe(ctx) // to no channel: this does not connect yet
 	connect, done := context.WithTimeout(ctx, connectTime)
-	err := pubsub.Subscribe(connect, s.server.names.releaseChannel())
+	err := pubsub.Subscribe(connect, channels...)
 	done()
+	placed := make(chan struct{}) // closed when the inbox is confirmed
 
 	// Only now, because a ping would wait for the connection beyond its own time,
 	// and then break it.
 	var pinger sync.WaitGroup
 	defer pinger.Wait()
 	defer cancel()
-	pinger.Go(func() { checkOn(ctx, pubsub) })
-	for confirmed := false; err == nil; {
+	pinger.Go(func() { s.checkOn(ctx, pubsub, inbox, placed) })
+	for confirmed, found := false, false; err == nil; {
 		var message any
 		message, err = receive(ctx, pubsub)
 		if _, refused := errors.AsType[redis.Error](err); refused && confirmed {
@@ -445,8 +461,13 @@ func (s *subscriber) subscribe(ctx context.Context) error {
 		}
 		switch m := message.(type) {
 		case *redis.Subscription:
-			confirmed = true
-			s.wakeAll()
+			if m.Channel != inbox {
+				confirmed = true
+				s.wakeAll()
+			} else if !found {
+				found = true
+				close(placed)
+			}
 		case *redis.Message:
 			if id, ok := s.server.names.id(m.Payload); ok {
 				s.wake(id)
@@ -466,7 +487,11 @@ func receive(ctx context.Context, pubsub *redis.PubSub) (any, error) {
 
 // checkOn pings the subscription, so that a connection that died silently is
 // noticed by whoever receives from it, and closes it when ctx ends.
-func checkOn(ctx context.Context, pubsub *redis.PubSub) {
+//
+// It also closes one that is not on the server that runs the scripts. After a failover
+// the client sends commands to the new master at once, while the old one, where
+// nobody releases anything any more, keeps its subscribers for ten seconds or so.
+func (s *subscriber) checkOn(ctx context.Context, pubsub *redis.PubSub, inbox string, placed <-chan struct{}) {
 	defer pubsub.Close() //nolint:errcheck // It is given up, or broken already.
 	ticker := time.NewTicker(pingEvery)
 	defer ticker.Stop()
@@ -478,8 +503,14 @@ func checkOn(ctx context.Context, pubsub *redis.PubSub) {
 		}
 		bounded, cancel := context.WithTimeout(ctx, pingEvery)
 		err := pubsub.Ping(bounded)
+		misplaced := false
+		select {
+		case <-placed:
+			misplaced = err == nil && !s.server.hears(bounded, inbox)
+		default:
+		}
 		cancel()
-		if err != nil {
+		if err != nil || misplaced {
 			return
 		}
 	}
