@@ -396,9 +396,9 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 	if err != nil {
 		return err
 	}
-	// Bounded, so that it is not sent any more when its turn is over.
-	l.server.make(c, func() (reply, error) { return l.server.renew(bounded, key, ttl) })
-	r, err := c.waitUntil(ctx, patience)
+	r, err := l.server.ask(ctx, patience, c, func(ctx context.Context) (reply, error) {
+		return l.server.renew(ctx, key, ttl)
+	})
 	switch {
 	case err != nil && judge(err) == unknown:
 		state.unresolved(ttl)

@@ -491,7 +491,9 @@ func (l *Lock) release(ctx context.Context, key leaseKey, state *leaseState) err
 // is unknown, an answer that the lease is gone means that it did its work.
 func (l *Lock) releaseOnce(ctx context.Context, key leaseKey, state *leaseState) error {
 	inTime := state.inTime()
-	r, err := l.server.start(func() (reply, error) { return l.server.release(ctx, key) }).waitUntil(ctx, patience)
+	r, err := l.server.ask(ctx, patience, newCall(), func(ctx context.Context) (reply, error) {
+		return l.server.release(ctx, key)
+	})
 	switch {
 	case err != nil:
 		if inTime && judge(err) == unknown {

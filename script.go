@@ -317,21 +317,21 @@ type call struct {
 
 func newCall() *call { return &call{done: make(chan struct{})} }
 
-// start makes a new call.
-func (s *server) start(send func() (reply, error)) *call {
-	c := newCall()
-	s.make(c, send)
-	return c
-}
-
-// make sends a script from a goroutine of its own, because go-redis can leave
-// a cancelled caller waiting for its read timeout.
-func (s *server) make(c *call, send func() (reply, error)) {
+// ask sends a script from a goroutine of its own, because go-redis can leave a cancelled
+// caller waiting for its read timeout, and waits until ctx ends, for at most d. What
+// could not be sent by then, for want of a connection, is not sent any more: it is
+// going to be repeated, and would only keep others from the connection.
+func (s *server) ask(
+	ctx context.Context, d time.Duration, c *call, send func(ctx context.Context) (reply, error),
+) (reply, error) {
+	bounded, cancel := context.WithTimeout(ctx, d)
 	s.crew.Start(func() {
+		defer cancel()
 		defer close(c.done)
 		c.err = errCallEnded
-		c.reply, c.err = send()
+		c.reply, c.err = send(bounded)
 	})
+	return c.waitUntil(ctx, d)
 }
 
 // errCallEnded is the outcome of a call whose goroutine was ended by a hook of
@@ -355,9 +355,11 @@ func newQuest(id string) *quest { return &quest{id: id, token: rand.Text()} }
 
 // try makes one attempt. It waits for it for as long as patience lasts.
 func (s *server) try(ctx context.Context, q *quest, ttl time.Duration) (reply, error) {
-	c := s.start(func() (reply, error) { return s.acquire(ctx, q.id, q.token, ttl) })
+	c := newCall()
 	q.calls = append(q.calls, c)
-	r, err := c.waitUntil(ctx, patience)
+	r, err := s.ask(ctx, patience, c, func(ctx context.Context) (reply, error) {
+		return s.acquire(ctx, q.id, q.token, ttl)
+	})
 	q.tidy()
 	return r, err
 }
@@ -417,7 +419,9 @@ func (c *call) mayHold() bool {
 func (s *server) discard(ctx context.Context, id, token string) {
 	until := time.Now().Add(cleanupTime)
 	_ = repeat(ctx, ctx, until, verdict.transient, func() error {
-		_, err := s.start(func() (reply, error) { return s.releaseToken(ctx, id, token) }).waitUntil(ctx, patience)
+		_, err := s.ask(ctx, patience, newCall(), func(ctx context.Context) (reply, error) {
+			return s.releaseToken(ctx, id, token)
+		})
 		return err
 	})
 }
@@ -430,7 +434,7 @@ func (s *server) giveBack(ctx context.Context, lease *Lease) {
 // suit gives a lease that nobody has heard of the ttl that its taker wants.
 func (s *server) suit(ctx context.Context, lease *Lease, ttl time.Duration) (*Lease, error) {
 	key := lease.key()
-	r, err := s.start(func() (reply, error) { return s.renew(ctx, key, ttl) }).waitUntil(ctx, patience)
+	r, err := s.ask(ctx, patience, newCall(), func(ctx context.Context) (reply, error) { return s.renew(ctx, key, ttl) })
 	if err != nil {
 		return nil, err
 	}
