@@ -303,12 +303,18 @@ func (s *leaseState) takeTurn(ctx context.Context) (giveTurn func(), err error) 
 // begin says that the lease is about to be renewed for ttl, from now at the earliest.
 // If that is less than is left, the lease may be shorter at once. The call is known
 // from here on, so that a release, which ends the lease first, waits for it or keeps
-// it from being sent.
-func (s *leaseState) begin(ttl time.Duration) (*call, error) {
+// it from being sent. It is nil if the turn came when nothing was due any more.
+func (s *leaseState) begin(ttl time.Duration) (*call, time.Duration, error) {
 	s = s.lock()
 	defer s.mu.Unlock()
 	if errors.Is(s.over, errReleased) {
-		return nil, s.over
+		return nil, 0, s.over
+	}
+	if ttl == whenDue {
+		ttl = s.ttl
+		if time.Now().Before(s.dueLocked()) {
+			return nil, 0, nil
+		}
 	}
 	s.before = s.deadline
 	if deadline := time.Now().Add(ttl); !s.deadline.IsZero() && deadline.Before(s.deadline) {
@@ -316,8 +322,11 @@ func (s *leaseState) begin(ttl time.Duration) (*call, error) {
 		s.tellKeepers()
 	}
 	s.renewal = newCall()
-	return s.renewal, nil
+	return s.renewal, ttl, nil
 }
+
+// whenDue stands for the ttl of the last renewal, if it is time for another.
+const whenDue = 0
 
 // refused says that a renewal that had begun was not made, and will not be.
 func (s *leaseState) refused(c *call) {
@@ -379,7 +388,8 @@ func (s *leaseState) wasReleased() bool {
 	return s.released
 }
 
-// renewOnce makes one attempt, and waits neither for ever nor after ctx.
+// renewOnce makes one attempt to renew for ttl, or whenDue, and waits neither for ever
+// nor after ctx.
 func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, ttl time.Duration) error {
 	patience := state.attemptTime()
 	bounded, cancel := context.WithTimeout(ctx, patience)
@@ -392,8 +402,8 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 	if ctx.Err() != nil {
 		return &givenUpError{contextError(ctx)}
 	}
-	c, err := state.begin(ttl)
-	if err != nil {
+	c, ttl, err := state.begin(ttl)
+	if c == nil {
 		return err
 	}
 	r, err := l.server.ask(ctx, patience, c, func(ctx context.Context) (reply, error) {
@@ -575,6 +585,18 @@ func (l *Lock) endKeeper(k *keeper, why error) {
 	}
 }
 
+// awaitKeeper ends the renewals of a lease that is about to be released, and returns
+// when those who kept it alive here know.
+func (l *Lock) awaitKeeper(key leaseKey) {
+	l.mu.Lock()
+	k := l.keepers[key]
+	l.mu.Unlock()
+	if k != nil {
+		k.state.end(errReleased) // It may have been kept alive only now, through a twin.
+		<-k.done
+	}
+}
+
 // runKeeper renews until ctx ends or the lease is lost, and returns why. A
 // renewal runs beside it, so that a hanging one does not hide the deadline.
 func (l *Lock) runKeeper(ctx context.Context, k *keeper) error {
@@ -597,7 +619,7 @@ func (l *Lock) runKeeper(ctx context.Context, k *keeper) error {
 		if over := k.state.whyOver(); over != nil {
 			return over
 		}
-		ttl, due, deadline := k.state.terms(started)
+		due, deadline := k.state.terms(started)
 		if retry.After(due) {
 			due = retry
 		}
@@ -629,26 +651,31 @@ func (l *Lock) runKeeper(ctx context.Context, k *keeper) error {
 			case pending == nil && !now.Before(due):
 				pending = make(chan error, 1)
 				result := pending
-				l.crew.Start(func() { result <- l.renewOnce(ctx, k.key, k.state, ttl) })
+				l.crew.Start(func() { result <- l.renewOnce(ctx, k.key, k.state, whenDue) })
 			}
 		}
 	}
 }
 
-// terms returns the ttl to renew for, when to do so, and when the lease is lost if
-// that fails. A lease whose deadline is not known ran when it was first kept
-// alive, if it ran at all.
-func (s *leaseState) terms(started time.Time) (ttl time.Duration, due, deadline time.Time) {
+// terms returns when to renew, and when the lease is lost if that fails. A lease whose
+// deadline is not known ran when it was first kept alive, if it ran at all.
+func (s *leaseState) terms(started time.Time) (due, deadline time.Time) {
 	s = s.lock()
 	defer s.mu.Unlock()
 	if s.deadline.IsZero() {
-		return s.ttl, started, started.Add(s.ttl)
+		return started, started.Add(s.ttl)
 	}
+	return s.dueLocked(), s.deadline
+}
+
+// dueLocked is when a third of the ttl has passed. If the deadline is not known that
+// is long ago.
+func (s *leaseState) dueLocked() time.Time {
 	counted := s.ttl
 	if s.shortest > 0 {
 		counted = min(counted, s.shortest)
 	}
-	return s.ttl, s.deadline.Add(-counted * 2 / 3), s.deadline
+	return s.deadline.Add(-counted * 2 / 3)
 }
 
 // deadlinePassed says why a lease could not be kept alive.

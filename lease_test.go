@@ -176,6 +176,24 @@ func TestKeepAlive_followsARenewalByHand(t *testing.T) {
 	})
 }
 
+// A renewal by hand lowers the deadline before it is sent, which wakes the keeper. When
+// its turn comes, the lease has been renewed for less, and is to stay so.
+func TestKeepAlive_doesNotUndoARenewalByHand(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Hour)
+		_, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		synctest.Wait()
+		way.beforeScript(once(isRenew, func() error { pass(100 * time.Millisecond); return nil }))
+		require.NoError(t, l.Renew(t.Context(), lease, 3*time.Second))
+		synctest.Wait()
+		require.Equal(t, 2900*time.Millisecond, lease.Remaining())
+		require.LessOrEqual(t, m.TTL("lock:42"), 3*time.Second)
+	})
+}
+
 func TestKeepAlive_ridesOutTrouble(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		way := new(link)

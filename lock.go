@@ -472,6 +472,7 @@ func (l *Lock) release(ctx context.Context, key leaseKey, state *leaseState) err
 	// From here the lease is not held for certain, and is not renewed: its last
 	// renewal has come back, or was given up, before the release is sent.
 	state.end(errReleased)
+	l.awaitKeeper(key)
 	state.joinRenewal(ctx, releaseGrace)
 
 	var f failures
