@@ -108,7 +108,8 @@ return {1, index, tonumber(ARGV[1])}
 // be refused to this user; the lock is free all the same.
 //
 // A replica that lags must not say that nobody holds the lock, so before that
-// answer a write is tried which changes nothing: a replica refuses it.
+// answer a write is tried which changes nothing: a replica refuses it. The others are
+// told as well, because they may still wait for the end of a lease that was deleted.
 var releaseScript = newScript(`
 local held = redis.pcall("HMGET", KEYS[1], "index", "token")
 if held.err then
@@ -131,6 +132,7 @@ local left = redis.call("PTTL", KEYS[1])
 if left == -2 then
   local write = redis.pcall("DEL", KEYS[1])
   if type(write) == "table" and string.find(write.err, "READONLY") then return write end
+  redis.pcall("PUBLISH", ARGV[3], KEYS[1])
   return {-1, 0, 0}
 end
 if left == -1 then return redis.error_reply("REDFOUR 1 hash without expiry") end

@@ -465,6 +465,22 @@ func TestWaitAcquire_recoversAfterFailures(t *testing.T) {
 	})
 }
 
+// Who waits for a lease that a FLUSHALL has deleted is told by its holder.
+func TestWaitAcquire_isWokenByTheReleaseOfADeletedLease(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		holder := m.lock(t)
+		lease := mustAcquire(t, holder, "42", time.Hour)
+		got := waitFor(t.Context(), m.lock(t), "42", time.Hour)
+		pass(time.Second) // The new subscription makes everybody look.
+		m.FlushAll()
+		pass(4 * time.Second)
+		require.ErrorIs(t, holder.Release(t.Context(), lease), redfour.ErrExpired)
+		r := <-got
+		require.NoError(t, r.err)
+		require.Equal(t, 5*time.Second, r.after)
+	})
+}
+
 func TestWaitAcquire_localReleaseNeedsNoMessage(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		way := new(link)
