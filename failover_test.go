@@ -39,7 +39,7 @@ func TestFailover_waitsAndRenewalsSurviveACrash(t *testing.T) {
 // After a failover that nobody died of, the old master keeps its subscribers for some
 // time, and nobody releases anything there.
 func TestFailover_subscriptionFollowsTheMaster(t *testing.T) {
-	sentinel := redistest.StartSentinels(t, 2, 3)
+	sentinel := redistest.StartSentinels(t, 2, 3, time.Second)
 	client := sentinel.Client(t)
 	lease := mustAcquire(t, newLock(t, client), "42", time.Minute)
 	got := waitFor(t.Context(), newLock(t, sentinel.Client(t)), "42", time.Minute)

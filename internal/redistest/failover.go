@@ -21,6 +21,7 @@ type Failover struct {
 	MasterName string // what clients ask the sentinels for
 
 	tb        testing.TB
+	downAfter time.Duration
 	sentinels []*sentinel
 	servers   []*Server // the master and its replicas, in no order
 	master    *Server
@@ -36,14 +37,15 @@ type sentinel struct {
 // it needs no election. The args go to both servers.
 func StartFailover(tb testing.TB, args ...string) *Failover {
 	tb.Helper()
-	return StartSentinels(tb, 1, 1, args...)
+	return StartSentinels(tb, 1, 1, 500*time.Millisecond, args...)
 }
 
-// StartSentinels starts a master, replicas and sentinels, and returns when the replicas are in sync and most of the sentinels would promote
-// one. The args go to all servers.
-func StartSentinels(tb testing.TB, replicas, sentinels int, args ...string) *Failover {
+// StartSentinels starts a master, replicas and sentinels, and returns when the replicas are in sync and the sentinels would promote
+// one. They believe a master dead that has been silent for downAfter; on a busy machine a living one may be silent for a second. The args go
+// to all servers.
+func StartSentinels(tb testing.TB, replicas, sentinels int, downAfter time.Duration, args ...string) *Failover {
 	tb.Helper()
-	f := &Failover{tb: tb, MasterName: "redfour"}
+	f := &Failover{tb: tb, MasterName: "redfour", downAfter: downAfter}
 
 	// Without the delay of 0 the master would wait for more replicas to come, for five seconds.
 	args = append([]string{"--repl-diskless-sync-delay", "0"}, args...)
@@ -85,9 +87,9 @@ func (f *Failover) writeConfig(dir string, port, quorum int) string {
 port %d
 dir %q
 sentinel monitor %[3]s 127.0.0.1 %[4]d %[5]d
-sentinel down-after-milliseconds %[3]s 500
+sentinel down-after-milliseconds %[3]s %[6]d
 sentinel failover-timeout %[3]s 5000
-`, port, dir, f.MasterName, f.master.Port(), quorum)
+`, port, dir, f.MasterName, f.master.Port(), quorum, f.downAfter.Milliseconds())
 	path := filepath.Join(dir, fmt.Sprintf("sentinel-%d.conf", port))
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		f.tb.Fatalf("redistest: %v", err)
