@@ -1,0 +1,286 @@
+package faults
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// An instant is a moment on the machine's monotonic clock, in nanoseconds. All
+// processes of a machine share it, whatever happens to the wall clock, and so
+// does process.hrtime of Node.js.
+type instant int64
+
+// never is later than every instant.
+const never instant = math.MaxInt64
+
+// now returns the present instant.
+func now() instant {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
+		panic(err) // There is no system without this clock.
+	}
+	return instant(t.Nano())
+}
+
+func (i instant) add(d time.Duration) instant {
+	if i == never {
+		return never
+	}
+	return i + instant(d)
+}
+
+func (i instant) sub(j instant) time.Duration { return time.Duration(i - j) }
+
+// An event is what a worker process reports: that it begins an operation, how
+// one ended, or what it sees of a lease between two.
+type event struct {
+	At     instant `json:"at"`
+	Worker int     `json:"worker"` // a goroutine of the process; it makes one operation at a time
+	What   what    `json:"what"`
+	ID     string  `json:"id,omitempty"`
+	TTL    int64   `json:"ttl,omitempty"` // of a call, in ms
+	Index  int64   `json:"index,omitempty"`
+	Until  instant `json:"until,omitempty"` // the lease's deadline, as the library tells it
+	Result result  `json:"result,omitempty"`
+	Holder int64   `json:"holder,omitempty"` // the index that a *LockedError named
+	Kept   bool    `json:"kept,omitempty"`   // the lease is being kept alive
+	Text   string  `json:"text,omitempty"`   // an error; a lease's JSON
+}
+
+// what says what an event tells.
+type what string
+
+// The operations, which begin with an event and end with a returned.
+const (
+	try     what = "try"  // Acquire
+	wait    what = "wait" // WaitAcquire
+	renew   what = "renew"
+	release what = "release"
+)
+
+// The other events.
+const (
+	returned what = "returned" // the operation that this worker had begun
+	hold     what = "hold"     // the lease holds, up to a deadline
+	write    what = "write"    // to the resource that the lock protects
+	hand     what = "hand"     // a lease leaves the process, as JSON
+	ready    what = "ready"    // the process begins to work
+	ended    what = "ended"    // the process has cleaned up
+	leftover what = "leftover" // it should have, but this was left
+)
+
+// result is how an operation ended.
+type result string
+
+const (
+	granted  result = "granted"  // try, wait
+	locked   result = "locked"   // try, wait: another lease holds
+	done     result = "done"     // renew, release
+	expired  result = "expired"  // renew, release: nobody holds
+	conflict result = "conflict" // renew, release: another lease holds
+	unknown  result = "unknown"  // it may have happened, may happen yet, or not
+	nothing  result = "nothing"  // it did certainly not happen
+)
+
+// An operation is one call of the library, by one worker.
+type operation struct {
+	what          what
+	process       string
+	npm           bool
+	worker        int
+	id            string
+	ttl           time.Duration
+	index         int64 // of the lease that was granted, renewed or released
+	holder        int64
+	call, returns instant // returns is never, if the process ended before
+	result        result
+	until         instant // the lease's deadline, as told when the call returned
+}
+
+// String tells what happened in one line, with times in microseconds.
+func (op *operation) String() string {
+	text := fmt.Sprintf("%s/%d %s %s: %s", op.process, op.worker, op.what, op.id, op.result)
+	if op.index != 0 {
+		text += fmt.Sprintf(" %d", op.index)
+	}
+	if op.holder != 0 {
+		text += fmt.Sprintf(" by %d", op.holder)
+	}
+	return fmt.Sprintf("%s [%d %d] until %d", text, op.call/1000, op.returns/1000, op.until/1000)
+}
+
+// A loss is a time in which Redis may have lost leases: a flush, a restart without
+// data, a failover.
+type loss struct {
+	from, to instant
+	revives  bool // it may have lost releases as well
+}
+
+// An outage is a time in which no grant can be expected.
+type outage struct{ from, to instant }
+
+// A history is all that happened in one run.
+type history struct {
+	operations []*operation
+	holds      []heard
+	losses     []loss
+	outages    []outage
+	deaths     map[string]instant // when processes were killed or stopped
+	freezes    []outage           // in which requests may have been delayed rather than lost
+	end        instant
+}
+
+// A heard is what the holder of a lease knew of it at some time.
+type heard struct {
+	event
+
+	process string
+}
+
+// A recorder makes operations of events. It is for one goroutine.
+type recorder struct {
+	history
+
+	pending map[workerKey]*operation
+}
+
+type workerKey struct {
+	process string
+	worker  int
+}
+
+func newRecorder() *recorder {
+	return &recorder{
+		history: history{deaths: make(map[string]instant)},
+		pending: make(map[workerKey]*operation),
+	}
+}
+
+// record takes an event, and returns the id that it is about.
+func (r *recorder) record(process string, npm bool, e event) (id string) {
+	key := workerKey{process, e.Worker}
+	switch e.What {
+	case try, wait, renew, release:
+		op := &operation{
+			what: e.What, process: process, npm: npm, worker: e.Worker, id: e.ID, index: e.Index,
+			ttl: time.Duration(e.TTL) * time.Millisecond, call: e.At, returns: never, result: unknown,
+		}
+		r.pending[key] = op
+		r.operations = append(r.operations, op)
+	case returned:
+		op := r.pending[key]
+		delete(r.pending, key)
+		op.returns, op.result, op.until, op.holder = e.At, e.Result, e.Until, e.Holder
+		if e.Index != 0 {
+			op.index = e.Index
+		}
+		return op.id
+	case hold:
+		r.holds = append(r.holds, heard{e, process})
+	}
+	return e.ID
+}
+
+// A lease is what a history tells of one lease.
+type lease struct {
+	id    string
+	index int64
+	grant *operation
+
+	certain instant // the holder was sure of it up to here, unless Redis lost it
+	mayEnd  instant // before this it has not ended on its own
+	gone    instant // from here on nobody has it
+
+	toldAt   instant // when the holder was last told a deadline
+	evidence instant // when it may last have been renewed
+	kept     bool    // renewed in the background
+	released instant // when its first release was called
+	open     bool    // a release had no certain outcome
+}
+
+type leaseKey struct {
+	id    string
+	index int64
+}
+
+// leases returns the leases of a history.
+func (h *history) leases() map[leaseKey]*lease {
+	all := make(map[leaseKey]*lease)
+	for _, op := range h.operations {
+		if op.result == granted {
+			l := &lease{id: op.id, index: op.index, grant: op, gone: never, released: never}
+			l.hear(op.returns, op.until)
+			all[leaseKey{op.id, op.index}] = l
+		}
+	}
+	for _, e := range h.holds {
+		if l := all[leaseKey{e.ID, e.Index}]; l != nil {
+			l.hear(e.At, e.Until)
+			l.kept = l.kept || e.Kept
+		}
+	}
+	for _, op := range h.operations {
+		l := all[leaseKey{op.id, op.index}]
+		switch {
+		case l == nil:
+		case op.what == renew:
+			l.renewal(op)
+		case op.what == release:
+			l.release(op)
+		}
+	}
+	for _, l := range all {
+		l.settle(h)
+	}
+	return all
+}
+
+// hear notes a deadline that the holder was told.
+func (l *lease) hear(at, until instant) {
+	l.evidence = max(l.evidence, at)
+	if until != 0 && at >= l.toldAt {
+		l.toldAt, l.certain = at, until
+	}
+}
+
+func (l *lease) renewal(op *operation) {
+	if op.returns == never {
+		l.kept = true // for as long as its process lived
+		return
+	}
+	l.hear(op.returns, op.until)
+	if op.result == expired || op.result == conflict {
+		l.gone = min(l.gone, op.returns)
+	}
+}
+
+func (l *lease) release(op *operation) {
+	l.released = min(l.released, op.call)
+	l.evidence = max(l.evidence, op.call)
+	if op.result == unknown {
+		l.open = true
+	} else {
+		l.gone = min(l.gone, op.returns)
+	}
+}
+
+// settle concludes from all that was told.
+func (l *lease) settle(h *history) {
+	l.mayEnd = l.certain
+	if l.open {
+		l.mayEnd = min(l.mayEnd, l.released)
+	}
+	l.certain = min(l.certain, l.released)
+	death, died := h.deaths[l.grant.process]
+	switch {
+	case !l.kept:
+	case died && l.released > death:
+		l.evidence = death
+	case l.released == never:
+		l.evidence = h.end
+	}
+	l.gone = min(l.gone, l.evidence.add(l.grant.ttl))
+}

@@ -1,0 +1,427 @@
+package faults
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+)
+
+// A verdict is what the judge found in one history.
+type verdict struct {
+	operations int
+	unknowns   int // operations that may or may not have happened
+	overlaps   int // of leases, across a loss of data
+	violations []string
+	stall      time.Duration // the longest time for which nobody had a lock that somebody waited for
+}
+
+func (v *verdict) violate(format string, args ...any) {
+	v.violations = append(v.violations, fmt.Sprintf(format, args...))
+}
+
+// patience is how long a free lock may stay free while somebody waits. A silent
+// subscription is noticed after 2.5 s; the rest is for slow machines.
+const patience = 4 * time.Second
+
+// judge holds a history against what the library promises.
+func judge(h *history) *verdict {
+	v := &verdict{operations: len(h.operations)}
+	for _, op := range h.operations {
+		if op.result == unknown {
+			v.unknowns++
+		}
+	}
+	slices.SortStableFunc(h.losses, func(a, b loss) int { return cmp.Compare(a.from, b.from) })
+	leases := h.leases()
+	inOrder := byGrant(leases)
+	for _, id := range h.ids() {
+		ls := inOrder[id]
+		v.checkIndexes(h, ls)
+		v.checkOverlaps(h, ls)
+		v.checkOrder(h, id, leases)
+		v.checkWaiters(h, id, ls)
+	}
+	v.checkLosses(h)
+	slices.Sort(v.violations)
+	return v
+}
+
+// ids returns the ids of all operations.
+func (h *history) ids() []string {
+	var ids []string
+	for _, op := range h.operations {
+		if !slices.Contains(ids, op.id) {
+			ids = append(ids, op.id)
+		}
+	}
+	return ids
+}
+
+// checkLosses demands that the holder of a lease that is kept alive hears of its loss.
+func (v *verdict) checkLosses(h *history) {
+	for _, e := range h.holds {
+		_, stopped := h.deaths[e.process]
+		if late := e.At.sub(e.Until); !e.Kept && !stopped && late > hearTime {
+			v.violate("loss: %q was worked on for %v after the deadline of %d", e.ID, late, e.Index)
+		}
+	}
+}
+
+// hearTime is how long a process on a busy machine may take to notice that a timer has fired.
+const hearTime = 700 * time.Millisecond
+
+// byGrant returns the leases of each id, in the order in which their holders heard of them.
+func byGrant(leases map[leaseKey]*lease) map[string][]*lease {
+	byID := make(map[string][]*lease)
+	for key, l := range leases {
+		byID[key.id] = append(byID[key.id], l)
+	}
+	for _, ls := range byID {
+		slices.SortFunc(ls, func(a, b *lease) int {
+			return cmp.Or(cmp.Compare(a.grant.returns, b.grant.returns), cmp.Compare(a.index, b.index))
+		})
+	}
+	return byID
+}
+
+// lostBetween tells whether data may have been lost between two moments.
+func (h *history) lostBetween(a, b instant) bool {
+	return slices.ContainsFunc(h.losses, func(l loss) bool { return l.from <= b && l.to >= a })
+}
+
+// checkIndexes demands that every lease of ours has a greater index than all that
+// were there before it was asked for. Those of npm need the counter for that.
+func (v *verdict) checkIndexes(h *history, ls []*lease) {
+	for i, l := range ls {
+		for _, before := range ls[:i] {
+			switch {
+			case before.grant.returns >= l.grant.call, before.index < l.index:
+			case (before.grant.npm || l.grant.npm) && h.lostBetween(before.grant.call, l.grant.returns):
+			default:
+				v.violate("index: %q was granted with %d after %d", l.id, l.index, before.index)
+			}
+		}
+	}
+}
+
+// checkOverlaps demands that no two holders are certain at the same time.
+func (v *verdict) checkOverlaps(h *history, ls []*lease) {
+	for i, l := range ls {
+		for _, before := range ls[:i] {
+			together := min(before.certain, l.certain).sub(l.grant.returns)
+			switch {
+			case together <= 0:
+			case h.lostBetween(before.grant.call, l.grant.returns):
+				v.overlaps++
+			default:
+				v.violate("overlap: %q was held as %d and as %d for %v", l.id, before.index, l.index, together)
+			}
+		}
+	}
+}
+
+// checkOrder demands that what happened to one id between two losses can be
+// explained by one lock, on which each operation takes effect in a moment between its
+// call and its return.
+func (v *verdict) checkOrder(h *history, id string, leases map[leaseKey]*lease) {
+	for n := range len(h.losses) + 1 {
+		start, from, to := state{}, instant(0), never
+		if n > 0 {
+			start.holder, from = anybody, h.losses[n-1].to
+		}
+		if n < len(h.losses) {
+			to = h.losses[n].from
+		}
+		ops := h.between(id, from, to)
+		result, info := porcupine.CheckOperationsVerbose(newModel(id, start, ops, leases), ops, orderTime)
+		switch result {
+		case porcupine.Illegal:
+			v.violate("order: no order of the operations on %q explains their results\n%s", id, whereItEnds(ops, info))
+		case porcupine.Unknown:
+			v.violate("order: the operations on %q could not be ordered within %v", id, orderTime)
+		}
+	}
+}
+
+// between returns the operations on id between two losses. Those that began before the
+// first, or returned after the second, may have taken effect on the other side of it.
+func (h *history) between(id string, from, to instant) []porcupine.Operation {
+	var ops []porcupine.Operation
+	for _, op := range h.operations {
+		began, returns := op.began(), op.returns
+		if op.id != id || !op.tells() || returns <= from || began >= to {
+			continue
+		}
+		elsewhere := began <= from || returns >= to
+		if returns >= to {
+			returns = never
+		}
+		ops = append(ops, porcupine.Operation{
+			ClientId: op.worker, Input: step{op, elsewhere}, Call: int64(max(began, from)), Return: int64(returns),
+		})
+	}
+	return ops
+}
+
+// began is when op may first have taken effect. An attempt belongs to all waiters of its process:
+// what was sent for one that has left is given to the next, who may have come since.
+func (op *operation) began() instant {
+	if op.result == granted && !op.npm {
+		return min(op.call, op.until.add(-op.ttl))
+	}
+	return op.call
+}
+
+// A step is an operation as the model sees it.
+type step struct {
+	*operation
+
+	elsewhere bool // it may have taken effect beyond the loss at which the model begins or ends
+}
+
+// orderTime bounds the search for an order. Legal histories take milliseconds.
+const orderTime = 20 * time.Second
+
+// whereItEnds describes the end of the longest order that was found, and what could not follow.
+func whereItEnds(ops []porcupine.Operation, info porcupine.LinearizationInfo) string {
+	const most = 6
+	var longest []porcupine.Operation
+	for _, order := range info.PartialLinearizationsOperations()[0] {
+		if len(order) > len(longest) {
+			longest = order
+		}
+	}
+	placed := make(map[any]bool)
+	for _, op := range longest {
+		placed[op.Input] = true
+	}
+	var text strings.Builder
+	for _, op := range longest[max(0, len(longest)-most):] {
+		fmt.Fprintf(&text, "    then %v\n", op.Input)
+	}
+	ops = slices.Clone(ops)
+	slices.SortFunc(ops, func(a, b porcupine.Operation) int { return cmp.Compare(a.Return, b.Return) })
+	for n := 0; len(ops) > 0 && n < most; ops = ops[1:] {
+		if !placed[ops[0].Input] {
+			fmt.Fprintf(&text, "    not  %v\n", ops[0].Input)
+			n++
+		}
+	}
+	return text.String()
+}
+
+// tells says whether the result proves anything about the lock's state. A wait that
+// ended without the lock may report what its line knew before.
+func (op *operation) tells() bool {
+	switch op.result {
+	case unknown, nothing:
+		return false
+	case locked:
+		return op.what == try
+	}
+	return op.returns != never
+}
+
+// A state is one lock, as a sequence of operations sees it.
+type state struct {
+	holder int64   // index; 0: nobody that we know of; anybody: not known
+	last   int64   // index that was granted
+	grants int     // made so far, without those that may have been made elsewhere
+	at     instant // not before this
+}
+
+const anybody = -1
+
+// A model is the sequential specification of a lock with leases. A lease that nobody
+// released ends at a moment of its own choice, but not before its deadline. An attempt
+// whose outcome is unknown may hold the lock under an index that nobody was told.
+type model struct {
+	leases map[int64]*lease // of the id
+	ranks  map[int64]int    // of the grants that were made here, in the order of their indexes
+}
+
+func newModel(id string, start state, ops []porcupine.Operation, leases map[leaseKey]*lease) porcupine.Model {
+	m := model{leases: make(map[int64]*lease), ranks: make(map[int64]int)}
+	for key, l := range leases {
+		if key.id == id {
+			m.leases[key.index] = l
+		}
+	}
+	var indexes []int64
+	for _, op := range ops {
+		if s, ok := op.Input.(step); ok && s.result == granted && !s.elsewhere {
+			indexes = append(indexes, s.index)
+		}
+	}
+	slices.Sort(indexes)
+	for rank, index := range indexes {
+		m.ranks[index] = rank
+	}
+	nondeterministic := porcupine.NondeterministicModel{
+		Init: func() []any { return []any{start} },
+		Step: func(before, input, _ any) []any {
+			s, _ := before.(state)
+			op, _ := input.(step)
+			var after []any
+			if legal, s := m.take(s, op); legal {
+				after = append(after, s)
+			}
+			if op.elsewhere {
+				after = append(after, s)
+			}
+			return after
+		},
+	}
+	return nondeterministic.ToModel()
+}
+
+// take tells whether op can have its result in s, and what s is then.
+func (m model) take(s state, op step) (bool, state) {
+	s.at = max(s.at, op.began())
+	switch op.result {
+	case granted:
+		legal := op.index > s.last && m.free(&s, op)
+		if !op.elsewhere {
+			legal = legal && m.ranks[op.index] == s.grants
+			s.grants++
+		}
+		s.holder, s.last = op.index, op.index
+		return legal, s
+	case locked:
+		if _, known := m.leases[op.holder]; known {
+			return m.heldBy(&s, op.holder), s
+		}
+		return m.free(&s, op), s
+	case done:
+		legal := m.heldBy(&s, op.index)
+		if op.what == release {
+			s.holder = 0
+		}
+		return legal, s
+	case expired:
+		return m.free(&s, op), s
+	case conflict:
+		if s.holder == anybody || s.holder != 0 && s.holder != op.index {
+			return true, s
+		}
+		return m.free(&s, op), s
+	}
+	return false, s
+}
+
+func (m model) heldBy(s *state, index int64) bool {
+	if s.holder == anybody {
+		s.holder = index
+	}
+	return s.holder == index
+}
+
+// free tells whether no lease that we know of needs to be there when op takes effect.
+func (m model) free(s *state, op step) bool {
+	if l := m.leases[s.holder]; l != nil {
+		s.at = max(s.at, l.mayEnd)
+	}
+	s.holder = 0
+	return s.at <= op.returns
+}
+
+// checkWaiters demands that a lock does not stay free while somebody waits.
+func (v *verdict) checkWaiters(h *history, id string, ls []*lease) {
+	idle := gaps(h.busy(id, ls), h.end)
+	for _, w := range merge(h.waiting(id)) {
+		for _, g := range idle {
+			stall := min(w.to, g.to).sub(max(w.from, g.from))
+			v.stall = max(v.stall, stall)
+			if stall > patience {
+				v.violate("waiter: %q was free for %v while somebody waited", id, stall.Round(time.Millisecond))
+			}
+		}
+	}
+}
+
+// A span is a time.
+type span struct{ from, to instant }
+
+// replicationLag is how late a replica on the same machine may be.
+const replicationLag = time.Second
+
+// busy returns the spans in which the lock of id may have been held, or could not
+// be given.
+func (h *history) busy(id string, ls []*lease) []span {
+	var spans []span
+	for _, o := range h.outages {
+		spans = append(spans, span(o))
+	}
+	for _, l := range ls {
+		spans = append(spans, span{l.grant.returns, l.gone})
+		for _, lost := range h.losses {
+			if lost.revives && l.gone > lost.from.add(-replicationLag) && l.grant.call < lost.to {
+				spans = append(spans, span{lost.from, l.evidence.add(l.grant.ttl)})
+			}
+		}
+	}
+	for _, op := range h.operations {
+		if op.id != id || op.result != unknown || op.what != try && op.what != wait {
+			continue
+		}
+		// What such an attempt took is given back soon, if there is somebody to do it.
+		death, died := h.deaths[op.process]
+		if died && op.returns == never {
+			spans = append(spans, span{op.call, death.add(op.ttl)})
+		}
+		if op.npm {
+			spans = append(spans, span{op.call, min(op.returns, h.end).add(op.ttl)})
+		}
+		for _, f := range h.freezes {
+			if op.call < f.to && op.returns > f.from {
+				spans = append(spans, span{op.call, f.to.add(op.ttl)})
+			}
+		}
+	}
+	return merge(spans)
+}
+
+// waiting returns the spans in which somebody of ours waited for id.
+func (h *history) waiting(id string) []span {
+	var spans []span
+	for _, op := range h.operations {
+		if op.id != id || op.what != wait || op.npm {
+			continue
+		}
+		end := min(op.returns, h.end)
+		if death, died := h.deaths[op.process]; died {
+			end = min(end, death)
+		}
+		spans = append(spans, span{op.call, end})
+	}
+	return spans
+}
+
+// merge returns the union of spans, in order and apart.
+func merge(spans []span) []span {
+	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.from, b.from) })
+	var merged []span
+	for _, s := range spans {
+		if n := len(merged); n > 0 && s.from <= merged[n-1].to {
+			merged[n-1].to = max(merged[n-1].to, s.to)
+		} else {
+			merged = append(merged, s)
+		}
+	}
+	return merged
+}
+
+// gaps returns what lies between merged spans, up to the end.
+func gaps(merged []span, end instant) []span {
+	var between []span
+	var last instant
+	for _, s := range merged {
+		between = append(between, span{last, s.from})
+		last = max(last, s.to)
+	}
+	return append(between, span{last, end})
+}

@@ -1,0 +1,148 @@
+package faults
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func tell(ops ...*operation) *history {
+	return &history{operations: ops, deaths: make(map[string]instant), end: ms(100_000)}
+}
+
+func ms(n int) instant { return instant(time.Hour) + instant(n)*instant(time.Millisecond) }
+
+// op is an operation of process p on the id "42".
+func op(p string, what what, call, returns int, result result, index int64) *operation {
+	o := &operation{
+		process: p, what: what, id: "42", call: ms(call), returns: ms(returns), result: result, index: index, ttl: time.Second,
+	}
+	if result == granted {
+		o.until = o.call.add(o.ttl)
+	}
+	if result == locked {
+		o.index, o.holder = 0, index
+	}
+	return o
+}
+
+func lost(o *operation) *operation {
+	o.returns = never
+	return o
+}
+
+func TestJudge(t *testing.T) {
+	for name, c := range map[string]struct {
+		history *history
+		rules   []string // that were broken
+	}{
+		"one after the other": {tell(
+			op("a", try, 0, 1, granted, 1), op("b", try, 2, 3, locked, 1), op("a", renew, 4, 5, done, 1),
+			op("a", release, 6, 7, done, 1), op("b", wait, 4, 8, granted, 2), op("b", release, 9, 10, done, 2),
+		), nil},
+		"two at a time": {tell(
+			op("a", try, 0, 1, granted, 1), op("b", try, 2, 3, granted, 2),
+		), []string{"order", "overlap"}},
+		"one after the other's end": {tell(
+			op("a", try, 0, 1, granted, 1), op("b", wait, 2, 1005, granted, 2),
+		), nil},
+		"a release that the server may have made": {tell(
+			op("a", try, 0, 1, granted, 1), op("a", release, 2, 3, unknown, 1), op("b", wait, 4, 5, granted, 2),
+		), nil},
+		"a release of somebody else's lease": {tell(
+			op("a", try, 0, 1, granted, 1), op("b", wait, 2, 1005, granted, 2), op("a", release, 1010, 1011, done, 1),
+		), []string{"order"}},
+		"a renewal of somebody else's lease": {tell(
+			op("a", try, 0, 1, granted, 1), op("b", wait, 2, 1005, granted, 2), op("a", renew, 1010, 1011, done, 1),
+		), []string{"order"}},
+		"expired, long before its end": {tell(
+			op("a", try, 0, 1, granted, 1), op("a", release, 2, 3, expired, 1),
+		), []string{"order"}},
+		"a conflict with nobody": {tell(
+			op("a", try, 0, 1, granted, 1), op("a", release, 2, 3, conflict, 1),
+		), []string{"order"}},
+		"locked by one who has released": {tell(
+			op("a", try, 0, 1, granted, 1), op("a", release, 2, 3, done, 1), op("b", try, 4, 5, locked, 1),
+		), []string{"order"}},
+		"locked by an attempt that nobody knows of": {tell(
+			op("c", wait, 0, 1, unknown, 0), op("b", try, 4, 5, locked, 1),
+		), nil},
+		"an index that falls": {tell(
+			op("a", try, 0, 1, granted, 2), op("a", release, 2, 3, done, 2), op("b", try, 4, 5, granted, 1),
+		), []string{"index", "order"}},
+		"a waiter who is forgotten": {tell(
+			op("a", try, 0, 1, granted, 1), op("a", release, 10, 11, done, 1), op("b", wait, 5, 6000, granted, 2),
+		), []string{"waiter"}},
+		"a waiter for whom nobody is there": {tell(
+			lost(op("b", wait, 5, 0, unknown, 0)),
+		), []string{"waiter"}},
+		"a waiter behind one that died": {
+			func() *history {
+				h := tell(op("a", try, 0, 1, granted, 1), op("b", wait, 5, 2003, granted, 2), op("b", release, 2004, 2005, done, 2))
+				h.holds = []heard{{event{At: ms(2), ID: "42", Index: 1, Until: ms(1000), Kept: true}, "a"}}
+				h.deaths["a"] = ms(1000)
+				return h
+			}(), nil,
+		},
+		"a holder who does not hear of its loss": {
+			func() *history {
+				h := tell(op("a", try, 0, 1, granted, 1))
+				h.holds = []heard{{event{At: ms(3000), ID: "42", Index: 1, Until: ms(1000)}, "a"}}
+				return h
+			}(), []string{"loss"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := judge(c.history)
+			var rules []string
+			for _, violation := range v.violations {
+				rule, _, _ := strings.Cut(violation, ":")
+				rules = append(rules, rule)
+			}
+			require.Equal(t, c.rules, slices.Compact(rules), v.violations)
+		})
+	}
+}
+
+// What Redis loses may be had by two, and is counted. The indexes of ours grow all the same.
+func TestJudge_countsOverlapsAcrossALoss(t *testing.T) {
+	h := tell(
+		op("a", try, 0, 1, granted, 1), op("b", wait, 2, 20, granted, 2),
+		op("a", release, 30, 31, conflict, 1), op("b", release, 32, 33, done, 2),
+	)
+	require.Len(t, judge(h).violations, 2)
+	h.losses = []loss{{from: ms(10), to: ms(11)}}
+	v := judge(h)
+	require.Empty(t, v.violations)
+	require.Equal(t, 1, v.overlaps)
+
+	h.operations[1].index, h.operations[3].index = 0, 0
+	require.NotEmpty(t, judge(h).violations, "index")
+	h.operations[0].npm = true
+	require.NotContains(t, strings.Join(judge(h).violations, " "), "index")
+}
+
+// An outage excuses waiting, and ends it.
+func TestJudge_countsTheStallFromTheEndOfAnOutage(t *testing.T) {
+	h := tell(op("b", wait, 0, 9000, granted, 1), op("b", release, 9001, 9002, done, 1))
+	h.outages = []outage{{from: ms(100), to: ms(8000)}}
+	v := judge(h)
+	require.Empty(t, v.violations)
+	require.Equal(t, time.Second, v.stall)
+}
+
+func TestRecorder_joinsCallsAndReturns(t *testing.T) {
+	r := newRecorder()
+	r.record("a", false, event{At: 1, Worker: 1, What: wait, ID: "42", TTL: 7})
+	r.record("a", false, event{At: 2, Worker: 2, What: release, ID: "43", Index: 5})
+	require.Equal(t, "42", r.record("a", false, event{At: 3, Worker: 1, What: returned, Result: granted, Index: 6, Until: 9}))
+	require.Len(t, r.operations, 2)
+	require.Equal(t, operation{
+		what: wait, process: "a", worker: 1, id: "42", ttl: 7 * time.Millisecond, index: 6, call: 1, returns: 3, result: granted, until: 9,
+	}, *r.operations[0])
+	require.Equal(t, unknown, r.operations[1].result)
+	require.Equal(t, never, r.operations[1].returns)
+}
