@@ -70,6 +70,13 @@ stress-failover: tools ## … those on Sentinel, 3 times
 stress-interop: tools ## … those with npm redfour and ioredfour, 3 times
 	cd interop && $(go_test) -count=3 -timeout=1h ./...
 
+# The binary is run by itself, so that its last line is the verdict.
+SEED ?= 1
+faults_length = $(if $(MINUTES),-test.timeout=0 -minutes=$(MINUTES) -test.run='^TestFaults$$',-test.timeout=1h -passes=1)
+.PHONY: faults
+faults: tools ## attack the library with faults, and broken libraries with its judge (5 minutes; SEED=1 MINUTES=30)
+	@binary=$$(mktemp) && trap "rm -f $$binary" EXIT && cd faults && go test -c -o $$binary . && $$binary -test.count=1 -seed=$(SEED) $(faults_length)
+
 # A golangci-lint cannot check code for a newer Go than it was built with, so each Go has its own. The first build takes minutes.
 golangci_lint := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/redfour/$(GOLANGCI_LINT_VERSION)-$(shell go env GOVERSION)/golangci-lint
 config = --config=$(CURDIR)/.github/golangci.yml

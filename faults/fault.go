@@ -1,0 +1,312 @@
+// Package faults attacks the library with real faults, and judges every history.
+//
+// A run starts a redis-server, or a master with replicas and sentinels, and several
+// processes of this test binary which use the library (worker.go), beside one that uses
+// npm redfour (npm.js). A fault befalls them: on the network (proxy.go), in the server, in a
+// process, or several at once (fault.go, run.go). What the processes report becomes a history
+// (fleet.go, history.go), and the judge (judge.go) holds that against what the library
+// promises. The judge is tested in its turn, by libraries that are broken (mutants/).
+package faults
+
+import (
+	"context"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A fault is one thing that goes wrong.
+type fault struct {
+	name     string
+	alone    bool // no other run may happen beside it
+	proxied  bool // there are proxies between the processes and the server
+	sentinel bool // there are a master, replicas and sentinels
+
+	// What the judge has to know of it.
+	outage bool // there are no grants meanwhile
+	loses  bool // leases, and perhaps the counter
+	delays bool // requests, which then take effect when their callers have given up
+
+	// ttl of the leases on quick ids. Only one that is much longer than patience shows that a
+	// wake-up was lost; where somebody dies with such a lease it has to be short.
+	ttl time.Duration
+
+	lasts  time.Duration // about
+	begin  func(r *run) (end func())
+	parts  [][2]fault   // instead of begin: pairs that happen at the same time
+	settle func(r *run) // returns when no more leases can be lost; nil: at the end at once
+}
+
+const (
+	longTTL  = 15 * time.Second
+	shortTTL = 2 * time.Second
+
+	// A failover loses releases as well, so that a lease which was released holds on to
+	// its end. The ttl is longer than patience, and not much.
+	failoverTTL = 6 * time.Second
+)
+
+// faults returns all of them.
+func faults() []fault {
+	const second = time.Second
+	return []fault{
+		{name: "none", ttl: longTTL, lasts: second, begin: func(*run) func() { return func() {} }},
+
+		{name: "latency", proxied: true, ttl: longTTL, lasts: 4 * second, begin: onOneProxy(
+			toxic{"latency", "downstream", 1, map[string]int{"latency": 150}},
+			toxic{"latency", "upstream", 1, map[string]int{"latency": 50}},
+		)},
+		{name: "jitter", proxied: true, ttl: longTTL, lasts: 2 * second, begin: onProxies(
+			toxic{"latency", "downstream", 0.7, map[string]int{"latency": 30, "jitter": 30}},
+			toxic{"latency", "upstream", 0.7, map[string]int{"latency": 20, "jitter": 20}},
+		)},
+		{name: "reset", proxied: true, ttl: longTTL, lasts: 2 * second, begin: onProxies(
+			toxic{"reset_peer", "downstream", 0.5, map[string]int{"timeout": 20}},
+		)},
+		{name: "reply lost", proxied: true, ttl: longTTL, lasts: 2 * second, begin: onProxies(
+			toxic{"timeout", "downstream", 0.5, map[string]int{"timeout": 30}},
+		)},
+		{name: "black hole upstream", proxied: true, outage: true, ttl: shortTTL, lasts: 2 * second, begin: onProxies(
+			toxic{"timeout", "upstream", 1, nil},
+		)},
+		{name: "black hole downstream", proxied: true, outage: true, ttl: shortTTL, lasts: 2 * second, begin: onProxies(
+			toxic{"timeout", "downstream", 1, nil},
+		)},
+		{name: "black hole both ways", proxied: true, outage: true, ttl: shortTTL, lasts: 2 * second, begin: onProxies(
+			toxic{"timeout", "upstream", 1, nil}, toxic{"timeout", "downstream", 1, nil},
+		)},
+		{name: "half-open subscriber", proxied: true, ttl: longTTL, lasts: 2 * second, begin: filtered(
+			func(f *filter, on bool) {
+				if on {
+					f.era.Add(1)
+				}
+			},
+		)},
+		{name: "no subscriptions", proxied: true, outage: true, ttl: longTTL, lasts: 4 * second, begin: filtered(
+			func(f *filter, on bool) { f.subscribers.Store(on) },
+		)},
+		{name: "no commands", proxied: true, outage: true, ttl: shortTTL, lasts: 2 * second, begin: filtered(
+			func(f *filter, on bool) { f.commands.Store(on) },
+		)},
+
+		{name: "server killed, data kept", outage: true, ttl: longTTL, lasts: second, begin: killServer},
+		{name: "server killed, data lost", outage: true, loses: true, ttl: longTTL, lasts: second, begin: killServerAndData},
+		{name: "server stopped", outage: true, delays: true, ttl: shortTTL, lasts: 3 * second, begin: func(r *run) func() {
+			r.server.Pause()
+			return r.server.Resume
+		}},
+		{name: "CLIENT KILL normal", ttl: longTTL, lasts: 2 * second, begin: often(60*time.Millisecond, "client", "kill", "type", "normal")},
+		{name: "CLIENT KILL pubsub", ttl: longTTL, lasts: 2 * second, begin: often(200*time.Millisecond, "client", "kill", "type", "pubsub")},
+		{name: "SCRIPT FLUSH", ttl: longTTL, lasts: 2 * second, begin: often(20*time.Millisecond, "script", "flush")},
+		{name: "FLUSHALL", loses: true, ttl: longTTL, lasts: 0, begin: func(r *run) func() {
+			return func() { r.command("flushall") }
+		}},
+		{name: "maxmemory reached", outage: true, ttl: longTTL, lasts: 2 * second, begin: configured("maxmemory", "1", "0")},
+		{name: "CLIENT PAUSE", outage: true, ttl: longTTL, begin: pausedClients},
+		{name: "slow script (BUSY)", outage: true, ttl: longTTL, lasts: 2 * second, begin: slowScript},
+		{name: "read-only", outage: true, ttl: longTTL, lasts: 2 * second, begin: func(r *run) func() {
+			r.command("replicaof", "127.0.0.1", "1")
+			return func() { r.command("replicaof", "no", "one") }
+		}},
+
+		{name: "holder killed", ttl: shortTTL, lasts: 0, begin: killed("a holder", holds)},
+		{name: "waiter killed", ttl: shortTTL, lasts: 0, begin: killed("a waiter", waits)},
+		{name: "holder stopped", ttl: shortTTL, lasts: 3 * second, begin: stoppedHolder},
+		{name: "all cores busy", alone: true, ttl: longTTL, lasts: 4 * second, begin: busyCores},
+
+		{name: "SENTINEL FAILOVER", sentinel: true, outage: true, loses: true, ttl: failoverTTL, begin: func(r *run) func() {
+			return r.master.Failover
+		}, settle: demoted},
+		{name: "master killed", sentinel: true, outage: true, loses: true, ttl: failoverTTL, begin: func(r *run) func() {
+			return r.master.Crash
+		}},
+	}
+}
+
+// mixed is two pairs of faults, one on the network each, chosen by the seed.
+func mixed(seed uint64) fault {
+	r := rand.New(rand.NewPCG(seed, 1))
+	var network, others []fault
+	for _, f := range faults() {
+		switch {
+		case f.proxied && !f.outage:
+			network = append(network, f)
+		case !f.proxied && !f.sentinel && !f.alone:
+			others = append(others, f)
+		}
+	}
+	m := fault{name: "mixed", proxied: true, ttl: shortTTL}
+	for range 2 {
+		m.parts = append(m.parts, [2]fault{network[r.IntN(len(network))], others[r.IntN(len(others))]})
+	}
+	return m
+}
+
+// onProxies poisons the connections of all processes.
+func onProxies(ts ...toxic) func(*run) func() {
+	return func(r *run) func() { return r.poison(r.proxies, ts) }
+}
+
+// onOneProxy poisons those of one.
+func onOneProxy(ts ...toxic) func(*run) func() {
+	return func(r *run) func() { return r.poison(r.proxies[:1], ts) }
+}
+
+func (r *run) poison(proxies []*proxy, ts []toxic) func() {
+	var heals []func(context.Context)
+	for _, p := range proxies {
+		heals = append(heals, p.poison(ts...))
+	}
+	return func() {
+		for _, heal := range heals {
+			heal(r.t.Context())
+		}
+	}
+}
+
+func filtered(set func(f *filter, on bool)) func(*run) func() {
+	return func(r *run) func() {
+		all := func(on bool) {
+			for _, p := range r.proxies {
+				for _, f := range p.filters {
+					set(f, on)
+				}
+			}
+		}
+		all(true)
+		return func() { all(false) }
+	}
+}
+
+func killServer(r *run) func() {
+	r.server.Kill()
+	return r.server.Restart
+}
+
+func killServerAndData(r *run) func() {
+	r.server.Kill()
+	return func() {
+		require.NoError(r.t, os.RemoveAll(r.data+"/appendonlydir"))
+		r.server.Restart()
+	}
+}
+
+// often repeats a command until the end.
+func often(pause time.Duration, args ...any) func(*run) func() {
+	return func(r *run) func() {
+		ctx, cancel := context.WithCancel(r.t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			for ctx.Err() == nil {
+				_ = r.admin.Do(ctx, args...).Err() // It may have hit itself.
+				pass(ctx, pause)
+			}
+		}()
+		return func() {
+			cancel()
+			<-ended
+		}
+	}
+}
+
+func configured(name, bad, good string) func(*run) func() {
+	return func(r *run) func() {
+		r.command("config", "set", name, bad)
+		return func() { r.command("config", "set", name, good) }
+	}
+}
+
+// pausedClients pauses all clients, this one included.
+func pausedClients(r *run) func() {
+	d := time.Second + upTo(r.rand, 2*time.Second)
+	r.command("client", "pause", d.Milliseconds(), "all")
+	return func() { pass(r.t.Context(), d) }
+}
+
+// slowScript keeps the server busy, which says so after a moment.
+func slowScript(r *run) func() {
+	r.command("config", "set", "lua-time-limit", "100")
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		// It ends by SCRIPT KILL, with an error.
+		client := r.server.Client(r.t)
+		_ = client.Eval(r.t.Context(), "while true do end", nil).Err()
+		_ = client.Close()
+	}()
+	return func() {
+		r.command("script", "kill")
+		<-ended
+	}
+}
+
+// killed kills a process that does something, and starts another.
+func killed(what string, does func(*child) bool) func(*run) func() {
+	return func(r *run) func() {
+		r.fleet.signal(r.fleet.pick(what, does), syscall.SIGKILL)
+		return r.startWorker
+	}
+}
+
+// stoppedHolder stops a process for longer than its leases last. When it
+// goes on, it must find that the resource refuses it.
+func stoppedHolder(r *run) func() {
+	c := r.fleet.pick("a holder", holds)
+	r.fleet.signal(c, syscall.SIGSTOP)
+	return func() {
+		r.fleet.signal(c, syscall.SIGCONT)
+		r.expect = append(r.expect, expectation{
+			"the resource refused nobody, though a holder was stopped for longer than its lease",
+			func() bool { return r.fleet.refused[c.name] > 0 },
+		})
+	}
+}
+
+// demoted returns when all but the master know that they are none. Until then an old one takes writes, and
+// loses them.
+func demoted(r *run) {
+	for _, replica := range r.master.Replicas() {
+		client := replica.Client(r.t)
+		for !strings.Contains(client.Info(r.t.Context(), "replication").Val(), "role:slave") {
+			pass(r.t.Context(), 50*time.Millisecond)
+		}
+	}
+}
+
+// busyCores gives each core two processes that never rest.
+func busyCores(r *run) func() {
+	var burners []*exec.Cmd
+	for range 2 * runtime.NumCPU() {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), burnVariable+"="+strconv.Itoa(os.Getpid()))
+		require.NoError(r.t, cmd.Start())
+		burners = append(burners, cmd)
+	}
+	return func() {
+		for _, cmd := range burners {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	}
+}
+
+const burnVariable = "REDFOUR_FAULTS_BURN"
+
+// RunBurner makes a test binary use one core until it is killed, if its environment asks for that.
+func RunBurner() bool {
+	parent, ok := os.LookupEnv(burnVariable)
+	for ok && strconv.Itoa(os.Getppid()) == parent {
+		for range 1_000_000_000 {
+			_ = rand.Uint64()
+		}
+	}
+	return ok
+}

@@ -1,0 +1,63 @@
+package faults
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+)
+
+var (
+	seed    = flag.Uint64("seed", 1, "the schedule of the faults is a function of this")
+	passes  = flag.Int("passes", 1, "how often each fault happens, with a seed of its own each time")
+	minutes = flag.Float64("minutes", 0, "go on for so long, instead of counting passes")
+)
+
+func TestMain(m *testing.M) {
+	if RunWorker() || RunBurner() {
+		return
+	}
+	registerToxics()
+	flag.Parse()
+	code := m.Run()
+	if len(all.rows) > 0 {
+		remark := fmt.Sprintf(", from seed %d on", *seed)
+		if !haveNPM() {
+			remark += ", WITHOUT npm redfour: install Node.js, and run npm ci in interop/"
+		}
+		fmt.Print(all.table(remark))
+	}
+	os.Exit(code)
+}
+
+// all is what TestFaults reports when everything has ended.
+var all = newReport()
+
+func TestFaults(t *testing.T) {
+	if !haveNPM() && os.Getenv("REDFOUR_REQUIRE_INTEROP") == "1" {
+		t.Error("npm redfour cannot take part, and REDFOUR_REQUIRE_INTEROP=1 demands it: install Node.js, and run npm ci in interop/")
+	}
+	until := time.Now().Add(time.Duration(*minutes * float64(time.Minute)))
+	for pass := 0; pass < *passes && *minutes == 0 || time.Now().Before(until); pass++ {
+		passSeed := *seed + uint64(pass)
+		t.Run(fmt.Sprintf("seed=%d", passSeed), func(t *testing.T) { runPass(t, passSeed) })
+	}
+}
+
+// runPass lets each fault happen once, two at a time where they are not about the machine.
+func runPass(t *testing.T, seed uint64) {
+	t.Helper()
+	for place, f := range append(faults(), mixed(seed), mixed(seed+1<<32)) {
+		t.Run(f.name, func(t *testing.T) {
+			if !f.alone {
+				t.Parallel()
+			}
+			v := runFault(t, f, seed<<8+uint64(place))
+			all.add(place, f.name, v)
+			for _, violation := range v.violations {
+				t.Error(violation)
+			}
+		})
+	}
+}

@@ -1,0 +1,123 @@
+package faults
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"sync/atomic"
+	"testing"
+
+	"github.com/Shopify/toxiproxy/v2"
+	"github.com/Shopify/toxiproxy/v2/toxics"
+	"github.com/rs/zerolog"
+	"github.com/stretchr/testify/require"
+)
+
+// A proxy stands between one process and the server.
+type proxy struct {
+	t       *testing.T
+	proxy   *toxiproxy.Proxy
+	filters []*filter
+}
+
+// newProxy returns a proxy before the server at addr. It ends with the test.
+func newProxy(t *testing.T, addr string) *proxy {
+	t.Helper()
+	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
+	p := &proxy{t: t, proxy: toxiproxy.NewProxy(server, t.Name(), "127.0.0.1:0", addr)}
+	for _, direction := range []string{"upstream", "downstream"} {
+		wrapper := p.add("filter-"+direction, "redis_filter", direction, 1, nil)
+		f, ok := wrapper.Toxic.(*filter)
+		require.True(t, ok)
+		p.filters = append(p.filters, f)
+	}
+	require.NoError(t, p.proxy.Start())
+	t.Cleanup(p.proxy.Stop)
+	return p
+}
+
+func (p *proxy) addr() string { return p.proxy.Listen }
+
+func (p *proxy) add(name, kind, direction string, share float32, attributes any) *toxics.ToxicWrapper {
+	p.t.Helper()
+	text, err := json.Marshal(map[string]any{
+		"name": name, "type": kind, "stream": direction, "toxicity": share, "attributes": attributes,
+	})
+	require.NoError(p.t, err)
+	wrapper, err := p.proxy.Toxics.AddToxicJson(bytes.NewReader(text))
+	require.NoError(p.t, err)
+	return wrapper
+}
+
+// A toxic is something that a proxy does to a share of its connections.
+type toxic struct {
+	kind, direction string
+	share           float32
+	attributes      map[string]int
+}
+
+// poison does something to connections, those that stand included, until the returned
+// function is called.
+func (p *proxy) poison(ts ...toxic) (heal func(ctx context.Context)) {
+	p.t.Helper()
+	for _, t := range ts {
+		p.add(t.kind+"-"+t.direction, t.kind, t.direction, t.share, t.attributes)
+	}
+	return func(ctx context.Context) {
+		for _, t := range ts {
+			_ = p.proxy.Toxics.RemoveToxic(ctx, t.kind+"-"+t.direction) // Some connections end meanwhile.
+		}
+	}
+}
+
+// A filter is a toxic that knows the connections of subscribers. It swallows
+// what goes over those, or over the others, without closing them.
+type filter struct {
+	subscribers atomic.Bool
+	commands    atomic.Bool
+	era         atomic.Int64 // subscribers of an earlier one are swallowed
+}
+
+// A link is one direction of a connection that has a filter.
+type link struct {
+	era        int64
+	subscriber bool
+	dead       bool // something was swallowed, so that what follows has no meaning
+}
+
+// NewState returns the state of a new link.
+func (f *filter) NewState() any { return &link{era: f.era.Load()} }
+
+// swallows tells whether what comes next over a link is to be swallowed.
+func (f *filter) swallows(l *link) bool {
+	if l.subscriber {
+		return f.subscribers.Load() || l.era < f.era.Load()
+	}
+	return f.commands.Load()
+}
+
+// Pipe passes on what comes, until something is to be swallowed.
+func (f *filter) Pipe(stub *toxics.ToxicStub) {
+	l, _ := stub.State.(*link)
+	for {
+		select {
+		case <-stub.Interrupt:
+			return
+		case chunk := <-stub.Input:
+			if chunk == nil {
+				stub.Close()
+				return
+			}
+			if bytes.Contains(chunk.Data, []byte("\r\nsubscribe\r\n")) {
+				l.subscriber = true
+			}
+			l.dead = l.dead || f.swallows(l)
+			if !l.dead {
+				stub.Output <- chunk
+			}
+		}
+	}
+}
+
+// registerToxics makes toxiproxy know our own.
+func registerToxics() { toxics.Register("redis_filter", new(filter)) }

@@ -1,0 +1,250 @@
+package faults
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/redfour-go/redfour/internal/redistest"
+)
+
+const (
+	processes = 3
+	workers   = 6 // in each
+
+	namespace = "faults"
+)
+
+// A run is one server, one fleet, and the faults that befall them.
+type run struct {
+	t       *testing.T
+	rand    *rand.Rand
+	fault   fault
+	server  *redistest.Server   // nil with Sentinel
+	data    string              // its directory
+	master  *redistest.Failover // nil without Sentinel
+	admin   *redis.Client
+	proxies []*proxy
+	fleet   *fleet
+	started int // workers, so far
+	expect  []expectation
+}
+
+// An expectation is something that has to be so at the end of a run.
+type expectation struct {
+	otherwise string
+	holds     func() bool
+}
+
+// runFault lets a fleet work, lets the fault happen, and judges the history.
+func runFault(t *testing.T, f fault, seed uint64) *verdict {
+	t.Helper()
+	r := &run{t: t, rand: rand.New(rand.NewPCG(seed, 0)), fault: f, fleet: newFleet(t)}
+	r.startServers()
+	for range processes {
+		r.startWorker()
+	}
+	if r.master == nil && haveNPM() {
+		r.startNPM()
+	}
+	r.awaitGrants()
+	pass(t.Context(), upTo(r.rand, 500*time.Millisecond))
+	r.strike(f)
+	r.awaitGrants()
+
+	h := r.fleet.stop()
+	v := judge(h)
+	r.checkEnd(h, v)
+	return v
+}
+
+func (r *run) startServers() {
+	args := []string{"--appendonly", "yes", "--appendfsync", "always"}
+	if r.fault.sentinel {
+		r.master = redistest.StartSentinels(r.t, 2, 3, 3*time.Second, args...)
+		r.admin = r.master.Client(r.t)
+		return
+	}
+	r.data = r.t.TempDir()
+	r.server = redistest.Start(r.t, append(args, "--dir", r.data)...)
+	r.admin = r.server.Client(r.t)
+	for n := 0; r.fault.proxied && n < processes; n++ {
+		r.proxies = append(r.proxies, newProxy(r.t, r.server.Addr()))
+	}
+}
+
+// strike lets a fault happen, and tells the judge.
+func (r *run) strike(f fault) {
+	for _, pair := range f.parts {
+		r.t.Logf("%s, and %s", pair[0].name, pair[1].name)
+		network := r.begin(pair[0])
+		r.strike(pair[1])
+		network()
+	}
+	if len(f.parts) > 0 {
+		return
+	}
+	end := r.begin(f)
+	pass(r.t.Context(), f.lasts/2+upTo(r.rand, f.lasts+1))
+	end()
+}
+
+// begin lets a fault begin. The function that it returns ends it, and tells the judge.
+func (r *run) begin(f fault) (end func()) {
+	from := now()
+	endFault := f.begin(r)
+	return func() {
+		endFault()
+		to := now()
+		settled := to
+		if f.settle != nil {
+			f.settle(r)
+			settled = now()
+		}
+		r.fleet.mu.Lock()
+		defer r.fleet.mu.Unlock()
+		h := &r.fleet.recorder.history
+		if f.outage {
+			h.outages = append(h.outages, outage{from, to})
+		}
+		if f.loses {
+			h.losses = append(h.losses, loss{from, settled, f.sentinel})
+		}
+		if f.delays {
+			h.freezes = append(h.freezes, outage{from, to})
+		}
+	}
+}
+
+// awaitGrants waits until each id has been granted several times from now on, and for little longer than patience
+// if one is not.
+func (r *run) awaitGrants() {
+	from, counts := now(), make(map[string]int)
+	r.fleet.awaitFor(patience+shortTTL+time.Second, func() bool {
+		ops := r.fleet.recorder.operations
+		clear(counts)
+		for i := len(ops) - 1; i >= 0 && ops[i].call > from.add(-waitTime); i-- {
+			if ops[i].result == granted && ops[i].returns > from {
+				counts[ops[i].id]++
+			}
+		}
+		for n := range quickIDs {
+			if counts[quickID(n)] < 20 {
+				return false
+			}
+		}
+		for n := range slowIDs {
+			if counts[slowID(n)] < 2 {
+				return false
+			}
+		}
+		for n := range processes {
+			if counts[calmID(n)] < 20 {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func (r *run) startWorker() {
+	place := r.started % processes
+	j := job{
+		Namespace: namespace, Seed: r.rand.Uint64(), Workers: workers, TTL: r.fault.ttl.Milliseconds(),
+		Pairs: []int{place, (place + 1) % processes},
+	}
+	switch {
+	case r.master != nil:
+		j.Master, j.Sentinels = r.master.MasterName, r.master.SentinelAddrs()
+	case len(r.proxies) > 0:
+		j.Addr = r.proxies[place].addr()
+	default:
+		j.Addr = r.server.Addr()
+	}
+	r.started++
+	r.fleet.start(j)
+}
+
+// startNPM starts a process with npm redfour, on the quick ids.
+func (r *run) startNPM() {
+	ids := make([]string, 0, quickIDs)
+	for n := range quickIDs {
+		ids = append(ids, quickID(n))
+	}
+	addr := r.server.Addr()
+	if len(r.proxies) > 0 {
+		addr = r.proxies[0].addr()
+	}
+	cmd := exec.Command("node", "npm.js", "redis://"+addr, namespace, strings.Join(ids, ","),
+		fmt.Sprint(shortTTL.Milliseconds()))
+	cmd.Env = append(cmd.Environ(), "NODE_PATH="+npmPackages)
+	r.fleet.launch(cmd, "npm", nil)
+}
+
+const npmPackages = "../interop/node_modules"
+
+// haveNPM tells whether npm redfour can take part.
+func haveNPM() bool {
+	_, errNode := exec.LookPath("node")
+	_, errPackage := os.Stat(npmPackages + "/redfour")
+	return errNode == nil && errPackage == nil
+}
+
+func (r *run) command(args ...any) {
+	r.t.Helper()
+	require.NoError(r.t, r.admin.Do(r.t.Context(), args...).Err(), args)
+}
+
+// checkEnd demands that nothing is left when everybody has gone.
+func (r *run) checkEnd(h *history, v *verdict) {
+	for _, leak := range r.fleet.leaks {
+		v.violate("end: %s", leak)
+	}
+	for _, e := range r.expect {
+		if !e.holds() {
+			v.violate("end: %s", e.otherwise)
+		}
+	}
+	// A lease that was on its way to a process when all ended lasts its time.
+	leases := byGrant(h.leases())
+	for _, key := range r.keys() {
+		id, isLock := strings.CutPrefix(key, namespace+":")
+		if busy := h.busy(id, leases[id]); isLock && len(busy) > 0 {
+			pass(r.t.Context(), busy[len(busy)-1].to.sub(now())+100*time.Millisecond)
+		}
+	}
+	for _, key := range r.keys() {
+		if key != namespace+"index" {
+			v.violate("end: key %s is left", key)
+		}
+	}
+	clients := r.admin.ClientList(r.t.Context()).Val()
+	if n := strings.Count(clients, "\n"); r.master == nil && n > 1 {
+		v.violate("end: %d connections are left:\n%s", n-1, clients)
+	}
+}
+
+func (r *run) keys() []string {
+	r.t.Helper()
+	keys, err := r.admin.Keys(r.t.Context(), "*").Result()
+	require.NoError(r.t, err)
+	return keys
+}
+
+// pass lets time go by.
+func pass(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
