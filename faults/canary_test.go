@@ -1,0 +1,113 @@
+package faults
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// The canaries are libraries that are broken, by a patch under mutants/. Each must be caught under a fault that
+// brings it out, by the rule that it breaks.
+var canaries = []struct{ patch, fault, rule string }{
+	{"abandoned attempts are forgotten", "reply lost", "waiter"},
+	{"deadline counted from the reply", "latency", "overlap"},
+	{"deaf to a half-open subscription", "half-open subscriber", "waiter"},
+	{"forgotten scripts", "SCRIPT FLUSH", "waiter"},
+	{"index from the counter alone", "server killed, data lost", "index"},
+	{"leases for nobody are kept", "none", "waiter"},
+	{"look before register", "none", "waiter"},
+	{"loss is not signalled", "server killed, data lost", "loss"},
+	{"no look after a reconnection", "CLIENT KILL pubsub", "waiter"},
+	{"release without token", "reply lost", "order"},
+	{"repeated release is not recognised", "reply lost", "order"},
+	{"retried acquire without token", "reply lost", "waiter"},
+	{"wrong owner check in release", "none", "order"},
+	{"wrong owner check in renew", "none", "order"},
+}
+
+func TestCanaries(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: whether the judge catches broken libraries is not shown")
+	}
+	patches, err := filepath.Glob("mutants/*.patch")
+	require.NoError(t, err)
+	require.Len(t, patches, len(canaries), "each patch is a canary")
+	for _, c := range canaries {
+		t.Run(c.patch, func(t *testing.T) {
+			t.Parallel()
+			binary := buildMutant(t, c.patch)
+			const seeds = 3 // some need luck
+			var said string
+			for seed := uint64(1); seed <= seeds; seed++ {
+				caught, out := runMutant(t, binary, c.fault, seed)
+				if caught && strings.Contains(out, c.rule+": ") {
+					t.Logf("caught under %s with seed %d: %s", c.fault, seed, firstLine(out, c.rule+": "))
+					return
+				}
+				said += out
+			}
+			t.Errorf("survived %d runs under %s:\n%s", seeds, c.fault, said)
+		})
+	}
+}
+
+// buildMutant builds this test binary with a library that has been patched.
+func buildMutant(t *testing.T, patch string) (binary string) {
+	t.Helper()
+	dir := t.TempDir()
+	root, err := filepath.Abs("..")
+	require.NoError(t, err)
+	sources, err := filepath.Glob(filepath.Join(root, "*.go"))
+	require.NoError(t, err)
+	replace := make(map[string]string)
+	for _, source := range sources {
+		text, err := os.ReadFile(source)
+		require.NoError(t, err)
+		patched := filepath.Join(dir, filepath.Base(source))
+		require.NoError(t, os.WriteFile(patched, text, 0o600))
+		replace[source] = patched
+	}
+	file, err := filepath.Abs("mutants/" + strings.ReplaceAll(patch, " ", "-") + ".patch")
+	require.NoError(t, err)
+	apply := exec.Command("git", "apply", file)
+	apply.Dir = dir
+	apply.Env = append(apply.Environ(), "GIT_CEILING_DIRECTORIES="+filepath.Dir(dir)) // not the repository that dir may be in
+	out, err := apply.CombinedOutput()
+	require.NoError(t, err, "the patch does not apply: %s", out)
+
+	overlay, err := json.Marshal(map[string]any{"Replace": replace})
+	require.NoError(t, err)
+	overlayFile := filepath.Join(dir, "overlay.json")
+	require.NoError(t, os.WriteFile(overlayFile, overlay, 0o600))
+	binary = filepath.Join(dir, "mutant.test")
+	out, err = exec.Command("go", "test", "-c", "-overlay", overlayFile, "-o", binary, ".").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	return binary
+}
+
+// runMutant lets one fault happen to a mutant, and tells whether that was found to be broken.
+func runMutant(t *testing.T, binary, fault string, seed uint64) (caught bool, out string) {
+	t.Helper()
+	name := regexp.QuoteMeta(strings.ReplaceAll(fault, " ", "_"))
+	cmd := exec.CommandContext(t.Context(), binary, "-test.v", fmt.Sprintf("-seed=%d", seed),
+		fmt.Sprintf("-test.run=^TestFaults$/^seed=%d$/^%s$", seed, name))
+	text, err := cmd.CombinedOutput()
+	require.Contains(t, string(text), "--- ", "it did not run")
+	return err != nil, string(text)
+}
+
+func firstLine(text, with string) string {
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, with) {
+			return strings.TrimSpace(line)
+		}
+	}
+	return ""
+}
