@@ -6,6 +6,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9/logging"
 )
 
 var (
@@ -18,6 +20,7 @@ func TestMain(m *testing.M) {
 	if RunWorker() || RunBurner() {
 		return
 	}
+	logging.Disable() // go-redis reports every connection that the faults break
 	registerToxics()
 	flag.Parse()
 	code := m.Run()
