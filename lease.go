@@ -81,7 +81,8 @@ func checkLease(l *Lease) error {
 // Deadline returns the time up to which the lease is held for certain, unless
 // Redis lost it (by a failover, a restart without data, an eviction or a
 // FLUSHALL). It is counted from before the request was sent, so Redis keeps the
-// lock a little longer. Renewals move it; after a release or a loss it is in the past.
+// lock a little longer. Renewals move it; after a release or a loss it is in the
+// past, or zero if it was.
 // It is zero in a process that has neither acquired nor renewed the lease, and in a
 // Lease made by hand rather than decoded from JSON. What another process, or a Lease
 // decoded apart from this one, does with the lease is not seen here, unless this
@@ -229,7 +230,7 @@ func (s *leaseState) isSame(as *leaseState) bool {
 func (s *leaseState) held() time.Time {
 	s = s.lock()
 	defer s.mu.Unlock()
-	if s.over != nil && (s.deadline.IsZero() || s.overAt.Before(s.deadline)) {
+	if s.over != nil && s.overAt.Before(s.deadline) {
 		return s.overAt
 	}
 	return s.deadline

@@ -90,6 +90,17 @@ func TestLease_travels(t *testing.T) {
 	})
 }
 
+// That a lease does not hold any more says nothing about how long it did.
+func TestLease_deadlineOfALossStaysUnknown(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		l := m.lock(t)
+		arrived := travel(t, mustAcquire(t, l, "42", time.Second))
+		pass(2 * time.Second)
+		require.ErrorIs(t, l.Renew(t.Context(), arrived, time.Second), redfour.ErrExpired)
+		require.Zero(t, arrived.Deadline())
+	})
+}
+
 func TestLease_madeByHand(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		l := m.lock(t)
