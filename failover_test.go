@@ -1,12 +1,16 @@
+//go:build unix
+
 package redfour_test
 
 import (
+	"context"
 	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/redfour-go/redfour"
 	"github.com/redfour-go/redfour/internal/redistest"
 )
 
@@ -81,4 +85,34 @@ func awaitSubscriber(t *testing.T, client *redis.Client) {
 	require.Eventually(t, func() bool {
 		return client.PubSubNumSub(t.Context(), "lock-release").Val()["lock-release"] > 0
 	}, 10*time.Second, time.Millisecond)
+}
+
+func TestFailoverTable(t *testing.T) {
+	sentinel := redistest.StartFailover(t)
+	for _, row := range table {
+		t.Run(row.name, func(t *testing.T) {
+			row.run(t, site{func(t *testing.T, via ...*link) *redis.Client {
+				client := redis.NewFailoverClient(sentinel.Options())
+				t.Cleanup(func() { _ = client.Close() })
+				for _, l := range via {
+					client.AddHook(l)
+				}
+				return client
+			}})
+		})
+	}
+}
+
+// A replica may not have heard of the lease yet, so it must not deny it.
+func TestFailoverReplica_doesNotDenyALease(t *testing.T) {
+	replica := redistest.StartFailover(t).Replica()
+	l := newLock(t, newClient(t, replica.Options()))
+	lease := &redfour.Lease{ID: "42", Index: 1, Token: "t", TTL: time.Minute}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	for _, err := range []error{l.Renew(ctx, lease, time.Minute), l.Release(ctx, lease)} {
+		require.Error(t, err)
+		require.NotErrorIs(t, err, redfour.ErrNotHeld)
+	}
+	require.ErrorContains(t, l.Renew(t.Context(), lease, time.Minute), "READONLY")
 }

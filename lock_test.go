@@ -16,7 +16,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/redfour-go/redfour"
-	"github.com/redfour-go/redfour/internal/redistest"
 )
 
 func TestNew_refusesByName(t *testing.T) {
@@ -782,39 +781,4 @@ func TestClose_waitsForWhatIsOnItsWayButNotForEver(t *testing.T) {
 		require.NoError(t, l.Close())
 		require.False(t, m.Exists("lock:42"), "what the attempt brought was given back")
 	})
-}
-
-// The caller's ctx ends, and Redis is in trouble, after Close: the release goes on.
-func TestRealOpen_closesItsClientAfterAReleaseInTheBackground(t *testing.T) {
-	server := redistest.Start(t)
-	admin := server.Client(t)
-	l, err := redfour.Open("redis://" + server.Addr())
-	require.NoError(t, err)
-	ctx, cancel := context.WithCancel(t.Context())
-	_ = l.WithLock(ctx, "42", time.Hour, func(context.Context, *redfour.Lease) error {
-		require.NoError(t, l.Close())
-		server.Pause()
-		cancel()
-		return nil
-	})
-	server.Resume()
-	require.Eventually(t, func() bool { return admin.Exists(t.Context(), "lock:42").Val() == 0 }, 5*time.Second, time.Millisecond)
-}
-
-// A client made by Open is still there when the last section releases.
-func TestRealOpen_closesItsClientAfterTheLastSection(t *testing.T) {
-	server := redistest.Start(t)
-	admin := server.Client(t)
-	l, err := redfour.Open("redis://" + server.Addr())
-	require.NoError(t, err)
-	require.NoError(t, l.Release(t.Context(), mustAcquire(t, l, "41", time.Minute)))
-	err = l.WithLock(t.Context(), "42", time.Minute, func(context.Context, *redfour.Lease) error {
-		require.NoError(t, l.Close())
-		require.NoError(t, l.Close())
-		require.EqualValues(t, 1, admin.Exists(t.Context(), "lock:42").Val())
-		return nil
-	})
-	require.NoError(t, err)
-	require.Zero(t, admin.Exists(t.Context(), "lock:42").Val())
-	require.ErrorIs(t, l.Release(t.Context(), &redfour.Lease{ID: "42", Index: 1}), redis.ErrClosed)
 }

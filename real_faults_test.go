@@ -51,7 +51,10 @@ func (h *hangup) losses() int {
 func (h *hangup) through(dial dialer) dialer {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dial(ctx, network, addr)
-		return &hangupConn{Conn: conn, hangup: h}, err
+		if err != nil {
+			return nil, err
+		}
+		return &hangupConn{Conn: conn, hangup: h}, nil
 	}
 }
 
@@ -251,7 +254,10 @@ func newCaller(t *testing.T, r *realRedis, id string) *caller {
 	dial := o.Dialer
 	o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dial(ctx, network, addr)
-		return &tellingConn{conn, c.wrote}, err
+		if err != nil {
+			return nil, err
+		}
+		return &tellingConn{conn, c.wrote}, nil
 	}
 	c.Lock = newLock(t, newClient(t, o))
 	c.lease = renewed(t, c.Lock, mustAcquire(t, c.Lock, id, time.Minute))
@@ -576,16 +582,18 @@ func TestReal_fullServerStillRenewsAndReleases(t *testing.T) {
 	lease := mustAcquire(t, a, "42", time.Minute)
 	got := sleeper(t, other, b, "42")
 	r.do(t, "CONFIG", "SET", "maxmemory", 1)
-	require.NoError(t, a.Renew(t.Context(), lease, time.Hour))
-	require.NoError(t, a.Release(t.Context(), lease))
+	ctx, cancel := context.WithTimeout(t.Context(), enough)
+	defer cancel()
+	require.NoError(t, a.Renew(ctx, lease, time.Hour))
+	require.NoError(t, a.Release(ctx, lease))
 	require.Empty(t, r.locks(t))
 	r.do(t, "CONFIG", "SET", "maxmemory", 0)
 	takeLease(t, got)
 }
 
 func TestReal_loadingServerIsWaitedFor(t *testing.T) {
-	r := startReal(t, "--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024", "--rdbcompression", "no")
-	const keys = 800 // 2 ms each
+	r := startReal(t, "--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024", "--rdbcompression", "no")
+	const keys = 800 // 20 ms each, until both have been refused
 	pipe := r.admin.Pipeline()
 	for i := range keys {
 		pipe.Set(t.Context(), "data:"+strconv.Itoa(i), strings.Repeat("x", 1024), 0)
@@ -603,11 +611,15 @@ func TestReal_loadingServerIsWaitedFor(t *testing.T) {
 		_, err := trier.Acquire(t.Context(), "try", time.Minute)
 		tried <- err
 	}()
+	hurried := make(chan bool, 1)
+	go func() {
+		hurried <- assert.Eventually(t, func() bool { return waits.n.Load() > 0 && tries.n.Load() > 0 }, enough, time.Millisecond)
+		_ = r.admin.ConfigSet(t.Context(), "key-load-delay", "0").Err()
+	}()
 	r.Restart() // returns when all is loaded
+	require.True(t, take(t, hurried))
 	require.NoError(t, take(t, tried))
 	takeLease(t, got)
-	require.Positive(t, waits.n.Load())
-	require.Positive(t, tries.n.Load())
 }
 
 func TestReal_pausedClientsAreServedLater(t *testing.T) {
@@ -616,8 +628,8 @@ func TestReal_pausedClientsAreServedLater(t *testing.T) {
 	o.ReadTimeout = 200 * time.Millisecond // so that attempts pile up on the server
 	l := newLock(t, newClient(t, o))
 	lease := mustAcquire(t, l, "mine", time.Minute)
-	r.do(t, "CLIENT", "PAUSE", 1000, "ALL")
 	start := time.Now()
+	r.do(t, "CLIENT", "PAUSE", 1000, "ALL")
 	got := waitFor(t.Context(), l, "wait", time.Minute)
 	renewed, released := make(chan error, 1), make(chan error, 1)
 	go func() {
@@ -626,7 +638,7 @@ func TestReal_pausedClientsAreServedLater(t *testing.T) {
 	}()
 	tried, err := l.Acquire(t.Context(), "try", time.Minute)
 	require.NoError(t, err)
-	require.Greater(t, time.Since(start), 500*time.Millisecond)
+	require.Greater(t, time.Since(start), 900*time.Millisecond)
 	require.NoError(t, l.Release(t.Context(), tried))
 	require.NoError(t, take(t, renewed))
 	require.NoError(t, take(t, released))
@@ -649,7 +661,9 @@ func TestReal_randomCancellationsLeaveNothing(t *testing.T) {
 	begin := time.Now()
 	inParallel(workers, calls, func(i int) {
 		rnd := rand.New(rand.NewPCG(seed, uint64(i)))
-		ctx, cancel := context.WithTimeout(t.Context(), rand.N(4*time.Millisecond))
+		// On a slow machine calls get longer, so that some still succeed.
+		limit := 4 * time.Millisecond * time.Duration(1+missed.Load()/(10*(got.Load()+1)))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rnd.Int64N(int64(limit))))
 		defer cancel()
 		err := cancelledCall(ctx, rnd, locks[rnd.IntN(len(locks))], strconv.Itoa(rnd.IntN(4)))
 		switch {
@@ -662,15 +676,15 @@ func TestReal_randomCancellationsLeaveNothing(t *testing.T) {
 			assert.NoError(t, err)
 		}
 	})
-	require.Less(t, time.Since(begin), enough)
-	require.Greater(t, got.Load(), int64(calls/50))
-	require.Greater(t, missed.Load(), int64(calls/50))
+	require.Less(t, time.Since(begin), 3*enough)
 
 	for _, l := range locks {
 		require.NoError(t, l.Close())
 	}
 	require.Empty(t, r.locks(t))
 	eventually(t, func() bool { return len(libraryGoroutines()) == 0 }, "no goroutines")
+	require.Greater(t, got.Load(), int64(calls/500))
+	require.Greater(t, missed.Load(), int64(calls/500))
 }
 
 // cancelledCall takes the lock one way or another, and gives it back with the ctx
@@ -714,6 +728,8 @@ func TestReal_scriptFlushBetweenCallsChangesNothing(t *testing.T) {
 	way := new(link)
 	a, b := r.lock(t), r.lock(t, way)
 	flush := func() { r.do(t, "SCRIPT", "FLUSH") }
+	ctx, cancel := context.WithTimeout(t.Context(), enough)
+	defer cancel()
 	for range 3 {
 		flush()
 		lease := mustAcquire(t, a, "42", time.Minute)
@@ -725,9 +741,9 @@ func TestReal_scriptFlushBetweenCallsChangesNothing(t *testing.T) {
 		got := waitFor(t.Context(), b, "42", time.Minute)
 		eventually(t, func() bool { return looks.Load() >= 1 }, "one look")
 		flush()
-		require.NoError(t, a.Renew(t.Context(), lease, time.Minute))
+		require.NoError(t, a.Renew(ctx, lease, time.Minute))
 		flush()
-		require.NoError(t, a.Release(t.Context(), lease))
+		require.NoError(t, a.Release(ctx, lease))
 		lease = takeLease(t, got)
 		flush()
 		require.ErrorIs(t, a.Release(t.Context(), &redfour.Lease{ID: "42", Index: 1}), redfour.ErrConflict)
@@ -749,7 +765,7 @@ func TestReal_killedConnectionsAndFlushedScriptsBreakNothing(t *testing.T) {
 	killer.Go(func() {
 		tick := time.NewTicker(6 * time.Millisecond)
 		defer tick.Stop()
-		for i := 0; ; i++ {
+		for i := range 150 { // not for ever: a slow machine gets less done between two
 			select {
 			case <-stop:
 				return

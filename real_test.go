@@ -613,7 +613,7 @@ func TestReal_everyClientOptionWorks(t *testing.T) {
 			}
 			way := new(link)
 			a, b := newLock(t, client()), newLock(t, client(way))
-			lease := mustAcquire(t, a, "42", 300*time.Millisecond)
+			lease := mustAcquire(t, a, "42", 1500*time.Millisecond)
 			granted := lease.Deadline()
 			kept, stop := a.KeepAlive(ctx, lease)
 			eventually(t, func() bool { return lease.Deadline().After(granted) }, "renewed")
@@ -695,4 +695,95 @@ func FuzzLock(f *testing.F) {
 		}
 		eventually(t, func() bool { return ends(max(ttl, renewal)) == 0 }, "all released")
 	})
+}
+
+func TestRealTable(t *testing.T) {
+	server := redistest.Start(t)
+	for _, row := range table {
+		t.Run(row.name, func(t *testing.T) {
+			row.run(t, site{func(t *testing.T, via ...*link) *redis.Client {
+				return newClient(t, server.Options(), via...)
+			}})
+		})
+	}
+}
+
+// The caller's ctx ends, and Redis is in trouble, after Close: the release goes on.
+func TestRealOpen_closesItsClientAfterAReleaseInTheBackground(t *testing.T) {
+	server := redistest.Start(t)
+	admin := server.Client(t)
+	l, err := redfour.Open("redis://" + server.Addr())
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	_ = l.WithLock(ctx, "42", time.Hour, func(context.Context, *redfour.Lease) error {
+		require.NoError(t, l.Close())
+		server.Pause()
+		cancel()
+		return nil
+	})
+	server.Resume()
+	require.Eventually(t, func() bool { return admin.Exists(t.Context(), "lock:42").Val() == 0 }, 5*time.Second, time.Millisecond)
+}
+
+// A client made by Open is still there when the last section releases.
+func TestRealOpen_closesItsClientAfterTheLastSection(t *testing.T) {
+	server := redistest.Start(t)
+	admin := server.Client(t)
+	l, err := redfour.Open("redis://" + server.Addr())
+	require.NoError(t, err)
+	require.NoError(t, l.Release(t.Context(), mustAcquire(t, l, "41", time.Minute)))
+	err = l.WithLock(t.Context(), "42", time.Minute, func(context.Context, *redfour.Lease) error {
+		require.NoError(t, l.Close())
+		require.NoError(t, l.Close())
+		require.EqualValues(t, 1, admin.Exists(t.Context(), "lock:42").Val())
+		return nil
+	})
+	require.NoError(t, err)
+	require.Zero(t, admin.Exists(t.Context(), "lock:42").Val())
+	require.ErrorIs(t, l.Release(t.Context(), &redfour.Lease{ID: "42", Index: 1}), redis.ErrClosed)
+}
+
+// An operator who is told that a key is foreign may delete it.
+func TestRealRights_aRefusalIsNotAForeignKey(t *testing.T) {
+	server := redistest.Start(t)
+	admin := server.Client(t)
+	mustAcquire(t, newLock(t, admin), "held", time.Minute)
+	for denied, id := range map[string]string{"-get": "free", "-hmget": "held"} {
+		require.NoError(t, admin.Do(t.Context(), "ACL", "SETUSER", "app", "reset", "on", ">secret", "~*", "&*", "+@all", denied).Err())
+		o := server.Options()
+		o.Username, o.Password = "app", "secret"
+		_, err := newLock(t, newClient(t, o)).WaitAcquire(t.Context(), id, time.Minute)
+		require.ErrorContains(t, err, "can't run this command")
+		require.NotContains(t, err.Error(), "which redfour did not make")
+	}
+}
+
+// The README names the rights that a user needs. Everything works with these, and
+// each is needed for something.
+func TestRealRights_theREADMEsAreEnough(t *testing.T) {
+	server := redistest.Start(t)
+	admin := server.Client(t)
+	rights := []any{
+		"ACL", "SETUSER", "app", "on", ">secret", "resetkeys", "resetchannels", "~lock:*", "~lockindex", "&lock-release", "-@all",
+		"+evalsha", "+eval", "+pttl", "+hmget", "+type", "+get", "+time", "+set", "+hset", "+pexpire", "+del", "+publish", "+subscribe", "+ping",
+	}
+	require.NoError(t, admin.Do(t.Context(), rights...).Err())
+	o := server.Options()
+	o.Username, o.Password = "app", "secret"
+	client := newClient(t, o)
+	l := newLock(t, client)
+	lease := mustAcquire(t, l, "42", time.Minute)
+	require.NoError(t, l.Renew(t.Context(), lease, time.Minute))
+	got := waitFor(t.Context(), l, "42", time.Minute)
+	require.Eventually(t, func() bool {
+		return admin.PubSubNumSub(t.Context(), "lock-release").Val()["lock-release"] == 1
+	}, 5*time.Second, time.Millisecond)
+	require.NoError(t, l.Release(t.Context(), lease))
+	r := <-got
+	require.NoError(t, r.err)
+	require.NoError(t, l.Release(t.Context(), r.lease))
+	require.NoError(t, admin.Set(t.Context(), "lock:foreign", "x", 0).Err())
+	_, err := l.Acquire(t.Context(), "foreign", time.Minute)
+	require.ErrorContains(t, err, `key "lock:foreign" is a string`)
+	require.Empty(t, admin.ACLLog(t.Context(), 1).Val(), "nothing was refused")
 }

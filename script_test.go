@@ -12,7 +12,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/redfour-go/redfour"
-	"github.com/redfour-go/redfour/internal/redistest"
 )
 
 // The names are shared with npm redfour, byte by byte.
@@ -150,35 +149,6 @@ func TestErrors_nameAForeignKeyBehindAHookThatWraps(t *testing.T) {
 	})
 }
 
-// An operator who is told that a key is foreign may delete it.
-func TestRealRights_aRefusalIsNotAForeignKey(t *testing.T) {
-	server := redistest.Start(t)
-	admin := server.Client(t)
-	mustAcquire(t, newLock(t, admin), "held", time.Minute)
-	for denied, id := range map[string]string{"-get": "free", "-hmget": "held"} {
-		require.NoError(t, admin.Do(t.Context(), "ACL", "SETUSER", "app", "reset", "on", ">secret", "~*", "&*", "+@all", denied).Err())
-		o := server.Options()
-		o.Username, o.Password = "app", "secret"
-		_, err := newLock(t, newClient(t, o)).WaitAcquire(t.Context(), id, time.Minute)
-		require.ErrorContains(t, err, "can't run this command")
-		require.NotContains(t, err.Error(), "which redfour did not make")
-	}
-}
-
-// A replica may not have heard of the lease yet, so it must not deny it.
-func TestFailoverReplica_doesNotDenyALease(t *testing.T) {
-	replica := redistest.StartFailover(t).Replica()
-	l := newLock(t, newClient(t, replica.Options()))
-	lease := &redfour.Lease{ID: "42", Index: 1, Token: "t", TTL: time.Minute}
-	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-	defer cancel()
-	for _, err := range []error{l.Renew(ctx, lease, time.Minute), l.Release(ctx, lease)} {
-		require.Error(t, err)
-		require.NotErrorIs(t, err, redfour.ErrNotHeld)
-	}
-	require.ErrorContains(t, l.Renew(t.Context(), lease, time.Minute), "READONLY")
-}
-
 func TestErrors_nameTheOperationAndQuoteTheID(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		l := m.lock(t)
@@ -224,34 +194,4 @@ func TestErrClosed_isNotNotHeld(t *testing.T) {
 	require.ErrorIs(t, redfour.ErrExpired, redfour.ErrNotHeld)
 	require.ErrorIs(t, redfour.ErrConflict, redfour.ErrNotHeld)
 	require.False(t, errors.Is(redfour.ErrExpired, redfour.ErrConflict))
-}
-
-// The README names the rights that a user needs. Everything works with these, and
-// each is needed for something.
-func TestRealRights_theREADMEsAreEnough(t *testing.T) {
-	server := redistest.Start(t)
-	admin := server.Client(t)
-	rights := []any{
-		"ACL", "SETUSER", "app", "on", ">secret", "resetkeys", "resetchannels", "~lock:*", "~lockindex", "&lock-release", "-@all",
-		"+evalsha", "+eval", "+pttl", "+hmget", "+type", "+get", "+time", "+set", "+hset", "+pexpire", "+del", "+publish", "+subscribe", "+ping",
-	}
-	require.NoError(t, admin.Do(t.Context(), rights...).Err())
-	o := server.Options()
-	o.Username, o.Password = "app", "secret"
-	client := newClient(t, o)
-	l := newLock(t, client)
-	lease := mustAcquire(t, l, "42", time.Minute)
-	require.NoError(t, l.Renew(t.Context(), lease, time.Minute))
-	got := waitFor(t.Context(), l, "42", time.Minute)
-	require.Eventually(t, func() bool {
-		return admin.PubSubNumSub(t.Context(), "lock-release").Val()["lock-release"] == 1
-	}, 5*time.Second, time.Millisecond)
-	require.NoError(t, l.Release(t.Context(), lease))
-	r := <-got
-	require.NoError(t, r.err)
-	require.NoError(t, l.Release(t.Context(), r.lease))
-	require.NoError(t, admin.Set(t.Context(), "lock:foreign", "x", 0).Err())
-	_, err := l.Acquire(t.Context(), "foreign", time.Minute)
-	require.ErrorContains(t, err, `key "lock:foreign" is a string`)
-	require.Empty(t, admin.ACLLog(t.Context(), 1).Val(), "nothing was refused")
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/redfour-go/redfour"
-	"github.com/redfour-go/redfour/internal/redistest"
 )
 
 // What each call does in each situation, on every kind of server. The situations
@@ -27,33 +26,6 @@ func TestTable_miniredis(t *testing.T) {
 	for _, row := range table {
 		t.Run(row.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, m *mini) { row.run(t, site{m.client}) })
-		})
-	}
-}
-
-func TestRealTable(t *testing.T) {
-	server := redistest.Start(t)
-	for _, row := range table {
-		t.Run(row.name, func(t *testing.T) {
-			row.run(t, site{func(t *testing.T, via ...*link) *redis.Client {
-				return newClient(t, server.Options(), via...)
-			}})
-		})
-	}
-}
-
-func TestFailoverTable(t *testing.T) {
-	sentinel := redistest.StartFailover(t)
-	for _, row := range table {
-		t.Run(row.name, func(t *testing.T) {
-			row.run(t, site{func(t *testing.T, via ...*link) *redis.Client {
-				client := redis.NewFailoverClient(sentinel.Options())
-				t.Cleanup(func() { _ = client.Close() })
-				for _, l := range via {
-					client.AddHook(l)
-				}
-				return client
-			}})
 		})
 	}
 }

@@ -3,8 +3,9 @@
 package redistest_test
 
 import (
-	"context"
+	"io"
 	"net"
+	"os"
 	"runtime"
 	"strconv"
 	"testing"
@@ -79,20 +80,24 @@ func TestRestart_keepsDataWithAOF(t *testing.T) {
 func TestPause_leavesRequestsUnanswered(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t)
-	opts := s.Options()
-	opts.ContextTimeoutEnabled = true
-	opts.MaxRetries = -1
-	c := newClient(t, opts)
-	require.NoError(t, c.Ping(t.Context()).Err())
+	var d net.Dialer
+	conn, err := d.DialContext(t.Context(), "tcp", s.Addr())
+	require.NoError(t, err)
+	defer conn.Close() //nolint:errcheck // The server says what matters.
 
 	s.Pause()
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	require.Error(t, c.Set(ctx, "k", "v", 0).Err())
+	_, err = conn.Write([]byte("PING\r\n"))
+	require.NoError(t, err)
+	require.NoError(t, conn.SetReadDeadline(time.Now().Add(50*time.Millisecond)))
+	reply := make([]byte, len("+PONG\r\n"))
+	_, err = io.ReadFull(conn, reply)
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 
 	s.Resume()
-	require.NoError(t, c.Ping(t.Context()).Err())
-	require.Equal(t, "v", c.Get(t.Context(), "k").Val(), "the paused server received the command")
+	require.NoError(t, conn.SetReadDeadline(time.Time{}))
+	_, err = io.ReadFull(conn, reply)
+	require.NoError(t, err)
+	require.Equal(t, "+PONG\r\n", string(reply), "the paused server received the command")
 }
 
 func TestFailover_rightAfterStart(t *testing.T) {
