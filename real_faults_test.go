@@ -591,6 +591,44 @@ func TestReal_fullServerStillRenewsAndReleases(t *testing.T) {
 	takeLease(t, got)
 }
 
+func TestRealWaitAcquire_saysThatTheServerIsFull(t *testing.T) {
+	r := startReal(t)
+	l, waits := r.refusedLock(t, "OOM")
+	r.do(t, "CONFIG", "SET", "maxmemory", 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	got := waitFor(ctx, l, "42", time.Minute)
+	eventually(t, func() bool { return waits.n.Load() >= 2 }, "two refusals")
+	cancel()
+	err := take(t, got).err
+	require.ErrorIs(t, err, context.Canceled)
+	require.ErrorContains(t, err, "OOM ")
+	require.NotErrorIs(t, err, redfour.ErrLocked)
+}
+
+// Calls that begin while the server is down succeed when it is back with its data.
+func TestReal_serverThatIsDownIsWaitedFor(t *testing.T) {
+	r := startReal(t, "--appendonly", "yes", "--appendfsync", "always")
+	way := new(link)
+	l := r.lock(t, way)
+	for name, call := range map[string]func(*redfour.Lease) error{
+		"renew":   func(lease *redfour.Lease) error { return l.Renew(t.Context(), lease, time.Hour) },
+		"release": func(lease *redfour.Lease) error { return l.Release(t.Context(), lease) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			lease := renewed(t, l, mustAcquire(t, l, name, time.Minute))
+			r.Kill()
+			tried, result := make(chan struct{}, 100), make(chan error, 1) // more than are tried
+			way.afterScript(func(context.Context, redis.Cmder) error { tried <- struct{}{}; return nil })
+			go func() { result <- call(lease) }()
+			take(t, tried)
+			way.afterScript(nil)
+			r.Restart()
+			require.NoError(t, take(t, result))
+		})
+	}
+}
+
 func TestReal_loadingServerIsWaitedFor(t *testing.T) {
 	r := startReal(t, "--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024", "--rdbcompression", "no")
 	const keys = 800 // 20 ms each, until both have been refused

@@ -560,6 +560,20 @@ func TestReal_userWithoutChannelsCanDoAll(t *testing.T) {
 	require.Equal(t, 1, way.subscriptions(), "it does not insist")
 }
 
+// Who may not publish frees the lock all the same; others find that out when its time is over.
+func TestRealRelease_userWithoutChannelsLeavesNobodyWaiting(t *testing.T) {
+	r := startReal(t)
+	o := r.options()
+	r.user(t, "~*", "+@all", "resetchannels")(o)
+	holder := newLock(t, newClient(t, o))
+	way := new(link)
+	waiter := r.lock(t, way)
+	lease := mustAcquire(t, holder, "42", 2*time.Second)
+	got := sleeper(t, waiter, way, "42")
+	require.NoError(t, holder.Release(t.Context(), lease))
+	require.NoError(t, waiter.Release(t.Context(), takeLease(t, got)))
+}
+
 func TestRealWaitAcquire_anyIdIsWokenByItsMessage(t *testing.T) {
 	r := startReal(t)
 	holder, way := r.lock(t), new(link)

@@ -36,6 +36,7 @@ func TestCanaries(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: whether the judge catches broken libraries is not shown")
 	}
+	needServer(t)
 	patches, err := filepath.Glob("mutants/*.patch")
 	require.NoError(t, err)
 	require.Len(t, patches, len(canaries), "each patch is a canary")

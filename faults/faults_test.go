@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"testing"
 	"time"
 
@@ -27,19 +28,38 @@ func TestMain(m *testing.M) {
 	if len(all.rows) > 0 {
 		remark := fmt.Sprintf(", from seed %d on", *seed)
 		if !haveNPM() {
-			remark += ", WITHOUT npm redfour: install Node.js, and run npm ci in interop/"
+			remark += ", WITHOUT npm redfour: " + installNPM
 		}
 		fmt.Print(all.table(remark))
+	}
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		fmt.Println("verdict: NONE, because redis-server is not in PATH: install it (Debian's package has the same name)")
 	}
 	os.Exit(code)
 }
 
+const installNPM = "install Node.js 20, and run npm ci in interop/"
+
 // all is what TestFaults reports when everything has ended.
 var all = newReport()
 
+// needServer ends a test that needs a server, where there is none to start.
+func needServer(t *testing.T) {
+	t.Helper()
+	_, err := exec.LookPath("redis-server")
+	switch {
+	case err == nil:
+	case os.Getenv("REDFOUR_REQUIRE_REDIS") == "1":
+		t.Fatal("redis-server is not in PATH, and REDFOUR_REQUIRE_REDIS=1 demands it")
+	default:
+		t.Skip("redis-server is not in PATH: nothing was attacked")
+	}
+}
+
 func TestFaults(t *testing.T) {
+	needServer(t)
 	if !haveNPM() && os.Getenv("REDFOUR_REQUIRE_INTEROP") == "1" {
-		t.Error("npm redfour cannot take part, and REDFOUR_REQUIRE_INTEROP=1 demands it: install Node.js, and run npm ci in interop/")
+		t.Error("npm redfour cannot take part, and REDFOUR_REQUIRE_INTEROP=1 demands it: " + installNPM)
 	}
 	until := time.Now().Add(time.Duration(*minutes * float64(time.Minute)))
 	for pass := 0; pass < *passes && *minutes == 0 || time.Now().Before(until); pass++ {
