@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/redfour-go/redfour/internal/redistest"
@@ -162,13 +161,6 @@ func (v *verdict) Skip(...any) {
 func (v *verdict) Fatal(...any) {
 	v.got = "failed"
 	runtime.Goexit()
-}
-
-func newClient(t *testing.T, opts *redis.Options) *redis.Client {
-	t.Helper()
-	c := redis.NewClient(opts)
-	t.Cleanup(func() { _ = c.Close() })
-	return c
 }
 
 // accepts says whether the server takes connections. A plain dial, unlike a client's, is not repeated.
