@@ -3,6 +3,7 @@ package faults
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -127,27 +128,22 @@ func (r *run) begin(f fault) (end func()) {
 // awaitGrants waits until each id has been granted several times from now on, and for little longer than patience
 // if one is not.
 func (r *run) awaitGrants() {
-	from, counts := now(), make(map[string]int)
+	r.fleet.mu.Lock()
+	before := maps.Clone(r.fleet.grants)
+	r.fleet.mu.Unlock()
+	enough := make(map[string]int)
+	for n := range quickIDs {
+		enough[quickID(n)] = 20
+	}
+	for n := range slowIDs {
+		enough[slowID(n)] = 2
+	}
+	for n := range processes {
+		enough[calmID(n)] = 20
+	}
 	r.fleet.awaitFor(patience+shortTTL+time.Second, func() bool {
-		ops := r.fleet.recorder.operations
-		clear(counts)
-		for i := len(ops) - 1; i >= 0 && ops[i].call > from.add(-waitTime); i-- {
-			if ops[i].result == granted && ops[i].returns > from {
-				counts[ops[i].id]++
-			}
-		}
-		for n := range quickIDs {
-			if counts[quickID(n)] < 20 {
-				return false
-			}
-		}
-		for n := range slowIDs {
-			if counts[slowID(n)] < 2 {
-				return false
-			}
-		}
-		for n := range processes {
-			if counts[calmID(n)] < 20 {
+		for id, n := range enough {
+			if r.fleet.grants[id]-before[id] < n {
 				return false
 			}
 		}

@@ -130,7 +130,7 @@ func (p *process) run(ctx context.Context, in io.Reader) error {
 			}
 			continue
 		}
-		w.receive(lines.Bytes())
+		w.receive(ctx, lines.Bytes())
 	}
 	cancel()
 	workers.Wait()
@@ -278,7 +278,7 @@ func (w *worker) section(ctx context.Context, id string, ttl, patience time.Dura
 }
 
 func (w *worker) tryOnce(ctx context.Context, id string, ttl time.Duration) {
-	w.begin(event{What: try, ID: id, TTL: ttl.Milliseconds()})
+	w.say(event{What: try, ID: id, TTL: ttl.Milliseconds()})
 	lease, err := w.process.lock.Acquire(ctx, id, ttl)
 	w.granted(lease, err)
 	if lease == nil {
@@ -343,14 +343,12 @@ func (w *worker) handOver(ctx context.Context, id string) {
 	w.say(event{What: hand, ID: id, Index: lease.Index, Text: string(text)})
 }
 
-// receive goes on with a lease that another process got. It has ended by now, if this one has been frozen.
-func (w *worker) receive(text []byte) {
+// receive goes on with a lease that another process got.
+func (w *worker) receive(ctx context.Context, text []byte) {
 	lease := new(redfour.Lease)
 	if err := json.Unmarshal(text, lease); err != nil {
 		panic(err)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
 	w.renew(ctx, lease)
 	w.release(ctx, lease)
 }
@@ -358,7 +356,7 @@ func (w *worker) receive(text []byte) {
 func (w *worker) wait(ctx context.Context, id string, ttl, patience time.Duration) *redfour.Lease {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	w.begin(event{What: wait, ID: id, TTL: ttl.Milliseconds()})
+	w.say(event{What: wait, ID: id, TTL: ttl.Milliseconds()})
 	lease, err := w.process.lock.WaitAcquire(ctx, id, ttl)
 	w.granted(lease, err)
 	return lease
@@ -367,12 +365,12 @@ func (w *worker) wait(ctx context.Context, id string, ttl, patience time.Duratio
 // granted reports how an attempt to get the lock ended.
 func (w *worker) granted(lease *redfour.Lease, err error) {
 	e := event{What: returned}
-	var locked *redfour.LockedError
+	held, isHeld := errors.AsType[*redfour.LockedError](err)
 	switch {
 	case err == nil:
 		e.Result, e.Index, e.Until = granted, lease.Index, instantOf(lease.Deadline())
-	case errors.As(err, &locked):
-		e.Result, e.Holder = "locked", locked.Index
+	case isHeld:
+		e.Result, e.Holder = locked, held.Index
 	default:
 		e.Result, e.Text = unknown, err.Error()
 	}
@@ -380,13 +378,13 @@ func (w *worker) granted(lease *redfour.Lease, err error) {
 }
 
 func (w *worker) renew(ctx context.Context, lease *redfour.Lease) {
-	w.begin(event{What: renew, ID: lease.ID, Index: lease.Index})
+	w.say(event{What: renew, ID: lease.ID, Index: lease.Index})
 	err := w.process.lock.Renew(ctx, lease, lease.TTL)
 	w.say(event{What: returned, Result: resultOf(err), Until: instantOf(lease.Deadline()), Text: textOf(err)})
 }
 
 func (w *worker) release(ctx context.Context, lease *redfour.Lease) {
-	w.begin(event{What: release, ID: lease.ID, Index: lease.Index})
+	w.say(event{What: release, ID: lease.ID, Index: lease.Index})
 	err := w.process.lock.Release(ctx, lease)
 	w.say(event{What: returned, Result: resultOf(err), Text: textOf(err)})
 }
@@ -401,8 +399,6 @@ func (w *worker) hold(lease *redfour.Lease, kept bool) {
 func (w *worker) write(lease *redfour.Lease) {
 	w.say(event{What: write, ID: lease.ID, Index: lease.Index})
 }
-
-func (w *worker) begin(e event) { w.say(e) }
 
 func (w *worker) say(e event) {
 	e.Worker = w.number
