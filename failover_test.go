@@ -33,11 +33,10 @@ func TestFailover_waitsAndRenewalsSurviveACrash(t *testing.T) {
 	require.Empty(t, got)
 	require.NoError(t, holder.Release(t.Context(), lease))
 	released := time.Now()
-	r := <-got
-	require.NoError(t, r.err)
+	next := takeLease(t, got)
 	require.Less(t, time.Since(released), 15*time.Second, "well before the ttl")
-	require.Greater(t, r.lease.Index, lease.Index)
-	require.NoError(t, waiter.Release(t.Context(), r.lease))
+	require.Greater(t, next.Index, lease.Index)
+	require.NoError(t, waiter.Release(t.Context(), next))
 }
 
 // After a failover that nobody died of, the old master keeps its subscribers for some
@@ -55,8 +54,7 @@ func TestFailover_subscriptionFollowsTheMaster(t *testing.T) {
 	awaitSubscriber(t, after)
 	followed := time.Now()
 	require.NoError(t, newLock(t, after).Release(t.Context(), lease))
-	r := <-got
-	require.NoError(t, r.err)
+	takeLease(t, got)
 	require.Less(t, time.Since(followed), 5*time.Second)
 }
 
@@ -74,7 +72,7 @@ func TestFailover_userWithReleaseChannelAloneIsWoken(t *testing.T) {
 	got := waitFor(t.Context(), newLock(t, client), "42", time.Minute)
 	awaitSubscriber(t, admin)
 	require.NoError(t, holder.Release(t.Context(), lease))
-	r := <-got
+	r := take(t, got)
 	require.NoError(t, r.err)
 	require.Less(t, r.after, 15*time.Second, "well before the ttl")
 }
@@ -82,9 +80,9 @@ func TestFailover_userWithReleaseChannelAloneIsWoken(t *testing.T) {
 // awaitSubscriber returns when somebody has subscribed to the release channel.
 func awaitSubscriber(t *testing.T, client *redis.Client) {
 	t.Helper()
-	require.Eventually(t, func() bool {
+	eventually(t, func() bool {
 		return client.PubSubNumSub(t.Context(), "lock-release").Val()["lock-release"] > 0
-	}, 10*time.Second, time.Millisecond)
+	}, "subscribed")
 }
 
 func TestFailoverTable(t *testing.T) {

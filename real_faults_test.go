@@ -257,22 +257,24 @@ func newCaller(t *testing.T, r *realRedis, id string) *caller {
 		if err != nil {
 			return nil, err
 		}
-		return &tellingConn{conn, c.wrote}, nil
+		return &tellingConn{conn, "\r\neval", c.wrote}, nil
 	}
 	c.Lock = newLock(t, newClient(t, o))
 	c.lease = renewed(t, c.Lock, mustAcquire(t, c.Lock, id, time.Minute))
 	return c
 }
 
+// A tellingConn tells when a command of this kind has been written.
 type tellingConn struct {
 	net.Conn
 
+	kind  string // how its name begins on the wire
 	wrote chan<- struct{}
 }
 
 func (c *tellingConn) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
-	if strings.Contains(string(b), "\r\neval") {
+	if strings.Contains(string(b), c.kind) {
 		select {
 		case c.wrote <- struct{}{}:
 		default:
@@ -353,6 +355,57 @@ func TestReal_cancelledCallersLeaveStoppedServerAtOnce(t *testing.T) {
 			}
 			eventually(t, func() bool { return len(r.locks(t)) == 0 }, "given back")
 			require.Less(t, time.Since(resumed), 2*time.Second)
+		})
+	}
+}
+
+// The first call of a client hangs before it can send its script: go-redis greets the
+// server on each new connection, and waits for the answer.
+func TestReal_cancelledFirstCallersLeaveStoppedServerAtOnce(t *testing.T) {
+	const promptly = 100 * time.Millisecond
+	for _, row := range []struct {
+		op    string
+		limit time.Duration
+	}{
+		{"acquire", promptly}, {"wait for", promptly}, {"renew", promptly}, {"release", promptly + promptly},
+	} {
+		t.Run(row.op, func(t *testing.T) {
+			r := startReal(t)
+			var gone []*redfour.Lock
+			r.Pause()
+			quick(t, row.limit, func() time.Duration {
+				greeted := make(chan struct{}, 1)
+				o := r.options()
+				dial := o.Dialer
+				o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+					conn, err := dial(ctx, network, addr)
+					if err != nil {
+						return nil, err
+					}
+					return &tellingConn{conn, "\r\nhello", greeted}, nil
+				}
+				l := newLock(t, newClient(t, o))
+				gone = append(gone, l)
+				ctx, cancel := context.WithCancel(t.Context())
+				failed := make(chan error, 1)
+				go func() { failed <- everyCall[row.op](ctx, l) }()
+				take(t, greeted)
+				cancel()
+				start := time.Now()
+				err := take(t, failed)
+				took := time.Since(start)
+				require.ErrorIs(t, err, context.Canceled)
+				require.NotErrorIs(t, err, redfour.ErrLocked)
+				require.NotErrorIs(t, err, redfour.ErrNotHeld)
+				require.ErrorContains(t, err, "no answer from Redis")
+				return took
+			})
+
+			r.Resume()
+			for _, l := range gone {
+				require.NoError(t, l.Close()) // waits for what goes on in the background
+			}
+			require.Empty(t, r.locks(t))
 		})
 	}
 }
@@ -450,6 +503,42 @@ func TestRealWaitAcquire_serverThatKeptItsDataKeepsTheLock(t *testing.T) {
 	require.Less(t, time.Since(released), 3*time.Second)
 	require.Greater(t, next.Index, lease.Index)
 	require.NoError(t, l.Release(t.Context(), next))
+}
+
+func TestReal_callsThatBeginWhileTheServerIsDownSucceed(t *testing.T) {
+	for _, op := range []string{"renew", "release"} {
+		t.Run(op, func(t *testing.T) {
+			r := startReal(t, "--appendonly", "yes", "--appendfsync", "always")
+			way := new(link)
+			l := r.lock(t, way)
+			lease := mustAcquire(t, l, "42", time.Minute)
+			r.Kill()
+
+			failed := make(chan struct{}, 1000) // more than there are tries
+			way.afterScript(func(_ context.Context, cmd redis.Cmder) error {
+				if replyOf(cmd) == nil {
+					failed <- struct{}{}
+				}
+				return nil
+			})
+			done := make(chan error, 1)
+			go func() {
+				if op == "renew" {
+					done <- l.Renew(t.Context(), lease, time.Hour)
+				} else {
+					done <- l.Release(t.Context(), lease)
+				}
+			}()
+			take(t, failed)
+			r.Restart()
+			require.NoError(t, take(t, done))
+			if op == "renew" {
+				require.Greater(t, r.admin.PTTL(t.Context(), "lock:42").Val(), time.Minute)
+				require.NoError(t, l.Release(t.Context(), lease))
+			}
+			require.Empty(t, r.locks(t))
+		})
+	}
 }
 
 // refusals is a hook that counts the scripts to which the server replied an error
@@ -556,6 +645,24 @@ func TestReal_serverThatTakesNoWrites(t *testing.T) {
 	}
 }
 
+// Who gives up waiting learns why there was nothing to wait for.
+func TestRealWaitAcquire_cancelledOnFullServerTellsOfIt(t *testing.T) {
+	r := startReal(t)
+	r.do(t, "CONFIG", "SET", "maxmemory", 1)
+	l, refused := r.refusedLock(t, "OOM")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	got := waitFor(ctx, l, "42", time.Minute)
+	// The first is known to the waiter when the second arrives.
+	eventually(t, func() bool { return refused.n.Load() >= 2 }, "refused")
+	cancel()
+	err := take(t, got).err
+	require.ErrorIs(t, err, context.Canceled)
+	require.ErrorContains(t, err, "OOM ")
+	require.NotErrorIs(t, err, redfour.ErrLocked)
+	require.Empty(t, r.locks(t))
+}
+
 // runForever keeps the server busy with a script, and returns when others notice.
 func (r *realRedis) runForever(t *testing.T) {
 	t.Helper()
@@ -589,44 +696,6 @@ func TestReal_fullServerStillRenewsAndReleases(t *testing.T) {
 	require.Empty(t, r.locks(t))
 	r.do(t, "CONFIG", "SET", "maxmemory", 0)
 	takeLease(t, got)
-}
-
-func TestRealWaitAcquire_saysThatTheServerIsFull(t *testing.T) {
-	r := startReal(t)
-	l, waits := r.refusedLock(t, "OOM")
-	r.do(t, "CONFIG", "SET", "maxmemory", 1)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	got := waitFor(ctx, l, "42", time.Minute)
-	eventually(t, func() bool { return waits.n.Load() >= 2 }, "two refusals")
-	cancel()
-	err := take(t, got).err
-	require.ErrorIs(t, err, context.Canceled)
-	require.ErrorContains(t, err, "OOM ")
-	require.NotErrorIs(t, err, redfour.ErrLocked)
-}
-
-// Calls that begin while the server is down succeed when it is back with its data.
-func TestReal_serverThatIsDownIsWaitedFor(t *testing.T) {
-	r := startReal(t, "--appendonly", "yes", "--appendfsync", "always")
-	way := new(link)
-	l := r.lock(t, way)
-	for name, call := range map[string]func(*redfour.Lease) error{
-		"renew":   func(lease *redfour.Lease) error { return l.Renew(t.Context(), lease, time.Hour) },
-		"release": func(lease *redfour.Lease) error { return l.Release(t.Context(), lease) },
-	} {
-		t.Run(name, func(t *testing.T) {
-			lease := renewed(t, l, mustAcquire(t, l, name, time.Minute))
-			r.Kill()
-			tried, result := make(chan struct{}, 100), make(chan error, 1) // more than are tried
-			way.afterScript(func(context.Context, redis.Cmder) error { tried <- struct{}{}; return nil })
-			go func() { result <- call(lease) }()
-			take(t, tried)
-			way.afterScript(nil)
-			r.Restart()
-			require.NoError(t, take(t, result))
-		})
-	}
 }
 
 func TestReal_loadingServerIsWaitedFor(t *testing.T) {
@@ -847,7 +916,7 @@ func TestReal_killedConnectionsAndFlushedScriptsBreakNothing(t *testing.T) {
 	close(stop)
 	killer.Wait()
 	require.NoError(t, ctx.Err())
-	require.Greater(t, r.calls(t, "hello"), 40, "many connections were killed")
+	require.Greater(t, r.calls(t, "hello"), 10, "connections were killed")
 	for _, l := range locks {
 		require.NoError(t, l.Close())
 	}
@@ -864,7 +933,8 @@ func TestRealKeepAlive_lossIsKnownAtTheDeadlineOnStoppedServer(t *testing.T) {
 		renewals := answered(way, isRenew)
 		kept, stop := l.KeepAlive(t.Context(), lease)
 		defer stop()
-		eventually(t, func() bool { return renewals.Load() > 0 }, "a renewal")
+		// A machine may be so slow that the lease is lost by itself. That is late, too.
+		eventually(t, func() bool { return renewals.Load() > 0 || kept.Err() != nil }, "a renewal")
 		r.Pause()
 		defer func() {
 			r.Resume()
