@@ -3,6 +3,7 @@ package faults
 import (
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -194,11 +195,12 @@ type lease struct {
 	mayEnd  instant // before this it has not ended on its own
 	gone    instant // from here on nobody has it
 
-	toldAt   instant // when the holder was last told a deadline
-	evidence instant // when it may last have been renewed
-	kept     bool    // renewed in the background
-	released instant // when its first release was called
-	open     bool    // a release had no certain outcome
+	toldAt   instant      // when the holder was last told a deadline
+	evidence instant      // when it may last have been renewed
+	kept     bool         // renewed in the background
+	released instant      // when its first release was called
+	open     bool         // a release had no certain outcome
+	proofs   []*operation // that found the lease
 }
 
 type leaseKey struct {
@@ -224,6 +226,9 @@ func (h *history) leases() map[leaseKey]*lease {
 	}
 	for _, op := range h.operations {
 		l := all[leaseKey{op.id, op.index}]
+		if l != nil && op.result == done {
+			l.proofs = append(l.proofs, op)
+		}
 		switch {
 		case l == nil:
 		case op.what == renew:
@@ -265,6 +270,11 @@ func (l *lease) release(op *operation) {
 	} else {
 		l.gone = min(l.gone, op.returns)
 	}
+}
+
+// wasThere tells whether an operation found the lease between two moments.
+func (l *lease) wasThere(from, to instant) bool {
+	return slices.ContainsFunc(l.proofs, func(op *operation) bool { return op.call > from && op.returns < to })
 }
 
 // settle concludes from all that was told.

@@ -136,7 +136,7 @@ func (v *verdict) checkOrder(h *history, id string, leases map[leaseKey]*lease) 
 		if n < len(h.losses) {
 			to = h.losses[n].from
 		}
-		ops := h.between(id, from, to)
+		ops := h.between(id, from, to, leases)
 		result, info := porcupine.CheckOperationsVerbose(newModel(id, start, ops, leases), ops, orderTime)
 		switch result {
 		case porcupine.Illegal:
@@ -148,8 +148,9 @@ func (v *verdict) checkOrder(h *history, id string, leases map[leaseKey]*lease) 
 }
 
 // between returns the operations on id between two losses. Those that began before the
-// first, or returned after the second, may have taken effect on the other side of it.
-func (h *history) between(id string, from, to instant) []porcupine.Operation {
+// first, or returned after the second, may have taken effect on the other side of it;
+// but not a grant whose lease was there between the two.
+func (h *history) between(id string, from, to instant, leases map[leaseKey]*lease) []porcupine.Operation {
 	var ops []porcupine.Operation
 	for _, op := range h.operations {
 		began, returns := op.began(), op.returns
@@ -157,6 +158,9 @@ func (h *history) between(id string, from, to instant) []porcupine.Operation {
 			continue
 		}
 		elsewhere := began <= from || returns >= to
+		if op.result == granted && leases[leaseKey{id, op.index}].wasThere(from, to) {
+			elsewhere = false
+		}
 		if returns >= to {
 			returns = never
 		}
