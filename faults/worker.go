@@ -301,7 +301,7 @@ func (w *worker) longSection(ctx context.Context, id string) {
 	kept, stop := w.process.lock.KeepAlive(ctx, lease)
 	defer stop()
 	w.hold(lease, true)
-	pass(kept, slowTTL/2+upTo(w.rand, 3*slowTTL))
+	pass(kept, slowTTL/2+upTo(w.rand, 4*slowTTL))
 	w.hold(lease, false)
 	w.write(lease)
 	w.release(ctx, lease)
