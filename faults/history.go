@@ -99,6 +99,7 @@ type operation struct {
 	call, returns instant // returns is never, if the process ended before
 	result        result
 	until         instant // the lease's deadline, as told when the call returned
+	began         instant // it has not taken effect before; the judge's
 }
 
 // String tells what happened in one line, with times in microseconds.

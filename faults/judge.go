@@ -36,6 +36,7 @@ func judge(h *history) *verdict {
 		}
 	}
 	slices.SortStableFunc(h.losses, func(a, b loss) int { return cmp.Compare(a.from, b.from) })
+	h.findBegins()
 	leases := h.leases()
 	inOrder := byGrant(leases)
 	for _, id := range h.ids() {
@@ -153,7 +154,7 @@ func (v *verdict) checkOrder(h *history, id string, leases map[leaseKey]*lease) 
 func (h *history) between(id string, from, to instant, leases map[leaseKey]*lease) []porcupine.Operation {
 	var ops []porcupine.Operation
 	for _, op := range h.operations {
-		began, returns := op.began(), op.returns
+		began, returns := op.began, op.returns
 		if op.id != id || !op.tells() || returns <= from || began >= to {
 			continue
 		}
@@ -171,13 +172,35 @@ func (h *history) between(id string, from, to instant, leases map[leaseKey]*leas
 	return ops
 }
 
-// began is when op may first have taken effect. An attempt belongs to all waiters of its process:
-// what was sent for one that has left is given to the next, who may have come since.
-func (op *operation) began() instant {
-	if op.result == granted && !op.npm {
-		return min(op.call, op.until.add(-op.ttl))
+// findBegins notes when each operation may first have taken effect. Attempts belong to all
+// waiters of a process: what was sent for one that has left is given to one who may have come
+// since. So a grant may be as old as the first of those calls that was there after the last grant.
+func (h *history) findBegins() {
+	type line struct{ process, id string }
+	waits := make(map[line][]*operation)
+	for _, op := range h.operations {
+		op.began = op.call
+		if op.what == wait && !op.npm {
+			key := line{op.process, op.id}
+			waits[key] = append(waits[key], op)
+		}
 	}
-	return op.call
+	for _, ops := range waits {
+		slices.SortStableFunc(ops, func(a, b *operation) int { return cmp.Compare(a.returns, b.returns) })
+		var last instant // when the attempt was sent that brought the last grant
+		for _, op := range ops {
+			if op.result != granted {
+				continue
+			}
+			for _, other := range ops {
+				if other.result != granted && other.returns >= last {
+					op.began = min(op.began, max(other.call, last))
+				}
+			}
+			last = op.until.add(-op.ttl)
+			op.began = min(op.began, last)
+		}
+	}
 }
 
 // A step is an operation as the model sees it.
@@ -285,7 +308,7 @@ func newModel(id string, start state, ops []porcupine.Operation, leases map[leas
 
 // take tells whether op can have its result in s, and what s is then.
 func (m model) take(s state, op step) (bool, state) {
-	s.at = max(s.at, op.began())
+	s.at = max(s.at, op.began)
 	switch op.result {
 	case granted:
 		legal := op.index > s.last && m.free(&s, op)

@@ -70,6 +70,16 @@ func TestJudge(t *testing.T) {
 		"locked by an attempt that nobody knows of": {tell(
 			op("c", wait, 0, 1, unknown, 0), op("b", try, 4, 5, locked, 1),
 		), nil},
+		"locked by an attempt that was for somebody who has left": {tell(
+			op("a", wait, 0, 3, unknown, 0), op("b", try, 4, 5, locked, 1), op("a", wait, 6, 10, granted, 1),
+		), nil},
+		"locked by a lease that was not asked for yet": {tell(
+			op("c", wait, 0, 3, unknown, 0), op("b", try, 4, 5, locked, 1), op("a", wait, 6, 10, granted, 1),
+		), []string{"order"}},
+		"locked by one that was not asked for since the last": {tell(
+			op("a", wait, 0, 1, unknown, 0), op("a", wait, 2, 3, granted, 1), op("a", release, 4, 5, done, 1),
+			op("b", try, 6, 7, locked, 2), op("a", wait, 8, 9, granted, 2),
+		), []string{"order"}},
 		"an index that falls": {tell(
 			op("a", try, 0, 1, granted, 2), op("a", release, 2, 3, done, 2), op("b", try, 4, 5, granted, 1),
 		), []string{"index", "order"}},
