@@ -33,6 +33,8 @@ type fault struct {
 	outage bool // there are no grants meanwhile
 	loses  bool // leases, and perhaps the counter
 	delays bool // requests, which then take effect when their callers have given up
+	slows  bool // replies
+	cuts   bool // connections, before a slow reply can arrive
 
 	// ttl of the leases on quick ids. Only one that is much longer than patience shows that a
 	// wake-up was lost; where somebody dies with such a lease it has to be short.
@@ -59,11 +61,11 @@ func faults() []fault {
 	return []fault{
 		{name: "none", ttl: longTTL, lasts: second, begin: func(*run) func() { return func() {} }},
 
-		{name: "latency", proxied: true, ttl: longTTL, lasts: 4 * second, begin: onOneProxy(
+		{name: "latency", proxied: true, slows: true, ttl: longTTL, lasts: 4 * second, begin: onOneProxy(
 			toxic{"latency", "downstream", 1, map[string]int{"latency": 150}},
 			toxic{"latency", "upstream", 1, map[string]int{"latency": 50}},
 		)},
-		{name: "jitter", proxied: true, ttl: longTTL, lasts: 2 * second, begin: onProxies(
+		{name: "jitter", proxied: true, slows: true, ttl: longTTL, lasts: 2 * second, begin: onProxies(
 			toxic{"latency", "downstream", 0.7, map[string]int{"latency": 30, "jitter": 30}},
 			toxic{"latency", "upstream", 0.7, map[string]int{"latency": 20, "jitter": 20}},
 		)},
@@ -102,7 +104,7 @@ func faults() []fault {
 			r.server.Pause()
 			return r.server.Resume
 		}},
-		{name: "CLIENT KILL normal", ttl: longTTL, lasts: 2 * second, begin: often(60*time.Millisecond, "client", "kill", "type", "normal")},
+		{name: "CLIENT KILL normal", cuts: true, ttl: longTTL, lasts: 2 * second, begin: often(60*time.Millisecond, "client", "kill", "type", "normal")},
 		{name: "CLIENT KILL pubsub", ttl: longTTL, lasts: 2 * second, begin: often(200*time.Millisecond, "client", "kill", "type", "pubsub")},
 		{name: "SCRIPT FLUSH", ttl: longTTL, lasts: 2 * second, begin: often(20*time.Millisecond, "script", "flush")},
 		{name: "FLUSHALL", loses: true, ttl: longTTL, lasts: 0, begin: func(r *run) func() {
@@ -144,7 +146,9 @@ func mixed(seed uint64) fault {
 	}
 	m := fault{name: "mixed", proxied: true, ttl: shortTTL}
 	for range 2 {
-		m.parts = append(m.parts, [2]fault{network[r.IntN(len(network))], others[r.IntN(len(others))]})
+		pair := [2]fault{network[r.IntN(len(network))], others[r.IntN(len(others))]}
+		pair[1].outage = pair[1].outage || pair[0].slows && pair[1].cuts
+		m.parts = append(m.parts, pair)
 	}
 	return m
 }

@@ -288,7 +288,7 @@ func (l *lease) settle(h *history) {
 	death, died := h.deaths[l.grant.process]
 	switch {
 	case !l.kept:
-	case died && l.released > death:
+	case died && l.grant.returns <= death && l.released > death: // A process that was stopped may go on with other leases.
 		l.evidence = death
 	case l.released == never:
 		l.evidence = h.end

@@ -420,7 +420,7 @@ func (h *history) waiting(id string) []span {
 			continue
 		}
 		end := min(op.returns, h.end)
-		if death, died := h.deaths[op.process]; died {
+		if death, died := h.deaths[op.process]; died && op.call <= death {
 			end = min(end, death)
 		}
 		spans = append(spans, span{op.call, end})

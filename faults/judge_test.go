@@ -97,6 +97,24 @@ func TestJudge(t *testing.T) {
 				return h
 			}(), nil,
 		},
+		"a waiter behind one that went on after it was stopped": {
+			func() *history {
+				h := tell(op("a", try, 5000, 5001, granted, 1), op("a", release, 12000, 12001, done, 1), op("b", wait, 5002, 12002, granted, 2))
+				h.holds = []heard{
+					{event{At: ms(5002), ID: "42", Index: 1, Until: ms(6000), Kept: true}, "a"},
+					{event{At: ms(12000), ID: "42", Index: 1, Until: ms(12500)}, "a"},
+				}
+				h.deaths["a"] = ms(1000)
+				return h
+			}(), nil,
+		},
+		"a waiter in a process that went on after it was stopped": {
+			func() *history {
+				h := tell(op("b", wait, 5000, 12002, granted, 1))
+				h.deaths["b"] = ms(1000)
+				return h
+			}(), []string{"waiter"},
+		},
 		"a holder who does not hear of its loss": {
 			func() *history {
 				h := tell(op("a", try, 0, 1, granted, 1))
