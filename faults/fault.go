@@ -10,12 +10,18 @@ package faults
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -26,6 +32,7 @@ import (
 type fault struct {
 	name     string
 	alone    bool // no other run may happen beside it
+	steady   bool // nothing keeps anybody from renewing a lease
 	proxied  bool // there are proxies between the processes and the server
 	sentinel bool // there are a master, replicas and sentinels
 
@@ -33,6 +40,7 @@ type fault struct {
 	outage bool // there are no grants meanwhile
 	loses  bool // leases, and perhaps the counter
 	delays bool // requests, which then take effect when their callers have given up
+	resets bool // connections
 	slows  bool // replies
 	cuts   bool // connections, before a slow reply can arrive
 
@@ -59,7 +67,7 @@ const (
 func faults() []fault {
 	const second = time.Second
 	return []fault{
-		{name: "none", ttl: longTTL, lasts: second, begin: func(*run) func() { return func() {} }},
+		{name: "none", steady: true, ttl: longTTL, lasts: second, begin: func(*run) func() { return func() {} }},
 
 		{name: "latency", proxied: true, slows: true, ttl: longTTL, lasts: 4 * second, begin: onOneProxy(
 			toxic{"latency", "downstream", 1, map[string]int{"latency": 150}},
@@ -69,10 +77,10 @@ func faults() []fault {
 			toxic{"latency", "downstream", 0.7, map[string]int{"latency": 30, "jitter": 30}},
 			toxic{"latency", "upstream", 0.7, map[string]int{"latency": 20, "jitter": 20}},
 		)},
-		{name: "reset", proxied: true, ttl: longTTL, lasts: 2 * second, begin: onProxies(
+		{name: "reset", proxied: true, resets: true, ttl: longTTL, lasts: 2 * second, begin: inBursts(
 			toxic{"reset_peer", "downstream", 0.5, map[string]int{"timeout": 20}},
 		)},
-		{name: "reply lost", proxied: true, ttl: longTTL, lasts: 2 * second, begin: onProxies(
+		{name: "reply lost", proxied: true, ttl: longTTL, lasts: 2 * second, begin: inBursts(
 			toxic{"timeout", "downstream", 0.5, map[string]int{"timeout": 30}},
 		)},
 		{name: "black hole upstream", proxied: true, outage: true, ttl: shortTTL, lasts: 2 * second, begin: onProxies(
@@ -102,7 +110,10 @@ func faults() []fault {
 		{name: "server killed, data lost", outage: true, loses: true, ttl: longTTL, lasts: second, begin: killServerAndData},
 		{name: "server stopped", outage: true, delays: true, ttl: shortTTL, lasts: 3 * second, begin: func(r *run) func() {
 			r.server.Pause()
-			return r.server.Resume
+			return func() {
+				r.witness("the server answered", !answers(r.server.Addr(), 200*time.Millisecond))
+				r.server.Resume()
+			}
 		}},
 		{name: "CLIENT KILL normal", cuts: true, ttl: longTTL, lasts: 2 * second, begin: often(60*time.Millisecond, "client", "kill", "type", "normal")},
 		{name: "CLIENT KILL pubsub", ttl: longTTL, lasts: 2 * second, begin: often(200*time.Millisecond, "client", "kill", "type", "pubsub")},
@@ -110,18 +121,23 @@ func faults() []fault {
 		{name: "FLUSHALL", loses: true, ttl: longTTL, lasts: 0, begin: func(r *run) func() {
 			return func() { r.command("flushall") }
 		}},
-		{name: "maxmemory reached", outage: true, ttl: longTTL, lasts: 2 * second, begin: configured("maxmemory", "1", "0")},
+		{name: "maxmemory reached", outage: true, ttl: longTTL, lasts: 2 * second, begin: func(r *run) func() {
+			r.command("config", "set", "maxmemory", "1")
+			r.mustFail("OOM", "set", "probe", "x")
+			return func() { r.command("config", "set", "maxmemory", "0") }
+		}},
 		{name: "CLIENT PAUSE", outage: true, ttl: longTTL, begin: pausedClients},
 		{name: "slow script (BUSY)", outage: true, ttl: longTTL, lasts: 2 * second, begin: slowScript},
 		{name: "read-only", outage: true, ttl: longTTL, lasts: 2 * second, begin: func(r *run) func() {
 			r.command("replicaof", "127.0.0.1", "1")
+			r.mustFail("READONLY", "set", "probe", "x")
 			return func() { r.command("replicaof", "no", "one") }
 		}},
 
 		{name: "holder killed", ttl: shortTTL, lasts: 0, begin: killed("a holder", holds)},
 		{name: "waiter killed", ttl: shortTTL, lasts: 0, begin: killed("a waiter", waits)},
 		{name: "holder stopped", ttl: shortTTL, lasts: 3 * second, begin: stoppedHolder},
-		{name: "all cores busy", alone: true, ttl: longTTL, lasts: 4 * second, begin: busyCores},
+		{name: "all cores busy", alone: true, steady: true, ttl: longTTL, lasts: 4 * second, begin: busyCores},
 
 		{name: "SENTINEL FAILOVER", sentinel: true, outage: true, loses: true, ttl: failoverTTL, begin: func(r *run) func() {
 			return r.master.Failover
@@ -140,7 +156,7 @@ func mixed(seed uint64) fault {
 		switch {
 		case f.proxied && !f.outage:
 			network = append(network, f)
-		case !f.proxied && !f.sentinel && !f.alone:
+		case !f.proxied && !f.sentinel && !f.alone && !f.steady:
 			others = append(others, f)
 		}
 	}
@@ -149,18 +165,93 @@ func mixed(seed uint64) fault {
 		pair := [2]fault{network[r.IntN(len(network))], others[r.IntN(len(others))]}
 		pair[1].outage = pair[1].outage || pair[0].slows && pair[1].cuts
 		m.parts = append(m.parts, pair)
+		m.resets = m.resets || pair[0].resets
 	}
 	return m
 }
 
 // onProxies poisons the connections of all processes.
 func onProxies(ts ...toxic) func(*run) func() {
-	return func(r *run) func() { return r.poison(r.proxies, ts) }
+	return func(r *run) func() { return r.watch(r.poison(r.proxies, ts)) }
 }
 
 // onOneProxy poisons those of one.
 func onOneProxy(ts ...toxic) func(*run) func() {
-	return func(r *run) func() { return r.poison(r.proxies[:1], ts) }
+	return func(r *run) func() { return r.watch(r.poison(r.proxies[:1], ts)) }
+}
+
+// inBursts poisons again and again, because toxiproxy decides once for each connection whether it is
+// spared, and only those that are spared last.
+func inBursts(ts ...toxic) func(*run) func() {
+	return func(r *run) func() {
+		return r.watch(r.meanwhile(func(ctx context.Context) {
+			heal := r.poison(r.proxies, ts)
+			pass(ctx, 100*time.Millisecond)
+			heal()
+			pass(ctx, 30*time.Millisecond)
+		}))
+	}
+}
+
+// watch sees to it that the fault which end ends makes itself felt through the first proxy.
+func (r *run) watch(end func()) func() {
+	var slow atomic.Int64
+	stop := r.meanwhile(func(ctx context.Context) {
+		if !answers(r.proxies[0].addr(), 15*time.Millisecond) {
+			slow.Add(1)
+		}
+		pass(ctx, 10*time.Millisecond)
+	})
+	return func() {
+		stop()
+		r.witness("everything came through at once", slow.Load() > 0)
+		end()
+	}
+}
+
+// meanwhile does something again and again, until the function that it returns is called.
+func (r *run) meanwhile(do func(ctx context.Context)) (stop func()) {
+	ctx, cancel := context.WithCancel(r.t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for ctx.Err() == nil {
+			do(ctx)
+		}
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
+}
+
+// witness notes whether a fault has really happened.
+func (r *run) witness(otherwise string, happened bool) {
+	if !happened {
+		r.fleet.leak("the fault did not happen: " + otherwise)
+	}
+}
+
+// mustFail sends a command that the fault makes fail with an error.
+func (r *run) mustFail(with string, args ...any) {
+	err := r.admin.Do(r.t.Context(), args...).Err()
+	r.witness(fmt.Sprintf("%v: %v", args, err), err != nil && strings.HasPrefix(err.Error(), with))
+}
+
+// answers tells whether a server answers a ping over a new connection soon.
+func answers(addr string, soon time.Duration) bool {
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		return false
+	}
+	defer conn.Close() //nolint:errcheck // Nothing was promised to it.
+	_ = conn.SetDeadline(time.Now().Add(soon))
+	_, err = io.WriteString(conn, "PING\r\n")
+	answer := make([]byte, len("+PONG\r\n"))
+	if err == nil {
+		_, err = io.ReadFull(conn, answer)
+	}
+	return err == nil
 }
 
 func (r *run) poison(proxies []*proxy, ts []toxic) func() {
@@ -184,8 +275,20 @@ func filtered(set func(f *filter, on bool)) func(*run) func() {
 				}
 			}
 		}
+		swallowed := func() (n int64) {
+			for _, p := range r.proxies {
+				for _, f := range p.filters {
+					n += f.swallowed.Load()
+				}
+			}
+			return n
+		}
+		before := swallowed()
 		all(true)
-		return func() { all(false) }
+		return func() {
+			r.witness("nothing was swallowed", swallowed() > before)
+			all(false)
+		}
 	}
 }
 
@@ -197,34 +300,34 @@ func killServer(r *run) func() {
 func killServerAndData(r *run) func() {
 	r.server.Kill()
 	return func() {
-		require.NoError(r.t, os.RemoveAll(r.data+"/appendonlydir"))
+		files, err := os.ReadDir(r.data)
+		require.NoError(r.t, err)
+		r.witness("there was no data", len(files) > 0)
+		for _, file := range files { // Which they are depends on the version.
+			require.NoError(r.t, os.RemoveAll(filepath.Join(r.data, file.Name())))
+		}
+		left, err := os.ReadDir(r.data)
+		require.NoError(r.t, err)
+		r.witness("data was left", len(left) == 0)
 		r.server.Restart()
 	}
 }
 
-// often repeats a command until the end.
+// often repeats a command until the end. Its reply is "OK", or how often it did something.
 func often(pause time.Duration, args ...any) func(*run) func() {
 	return func(r *run) func() {
-		ctx, cancel := context.WithCancel(r.t.Context())
-		ended := make(chan struct{})
-		go func() {
-			defer close(ended)
-			for ctx.Err() == nil {
-				_ = r.admin.Do(ctx, args...).Err() // It may have hit itself.
-				pass(ctx, pause)
+		var hits atomic.Int64
+		stop := r.meanwhile(func(ctx context.Context) {
+			reply, err := r.admin.Do(ctx, args...).Result()
+			if n, isNumber := reply.(int64); err == nil && (!isNumber || n > 0) {
+				hits.Add(1)
 			}
-		}()
+			pass(ctx, pause)
+		})
 		return func() {
-			cancel()
-			<-ended
+			stop()
+			r.witness(fmt.Sprintf("%v had no effect", args), hits.Load() > 0)
 		}
-	}
-}
-
-func configured(name, bad, good string) func(*run) func() {
-	return func(r *run) func() {
-		r.command("config", "set", name, bad)
-		return func() { r.command("config", "set", name, good) }
 	}
 }
 
@@ -260,16 +363,25 @@ func killed(what string, does func(*child) bool) func(*run) func() {
 	}
 }
 
-// stoppedHolder stops a process for longer than its leases last. When it
-// goes on, it must find that the resource refuses it.
+// stoppedHolder stops a process for longer than its leases last. When it goes on, its
+// section must find that the resource refuses it.
 func stoppedHolder(r *run) func() {
 	c := r.fleet.pick("a holder", holds)
 	r.fleet.signal(c, syscall.SIGSTOP)
 	return func() {
+		sections := r.fleet.sections(c)
 		r.fleet.signal(c, syscall.SIGCONT)
+		if len(sections) == 0 { // It had just released.
+			end := stoppedHolder(r)
+			pass(r.t.Context(), r.fault.lasts)
+			end()
+			return
+		}
 		r.expect = append(r.expect, expectation{
 			"the resource refused nobody, though a holder was stopped for longer than its lease",
-			func() bool { return r.fleet.refused[c.name] > 0 },
+			func() bool {
+				return slices.ContainsFunc(sections, func(s event) bool { return r.fleet.refused[refusal{c.name, s.ID, s.Index}] })
+			},
 		})
 	}
 }
@@ -298,6 +410,7 @@ func busyCores(r *run) func() {
 		for _, cmd := range burners {
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
+			r.witness("a core was not kept busy to the end", cmd.ProcessState.ExitCode() == -1) // by the signal
 		}
 	}
 }

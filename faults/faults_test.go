@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 		if !haveNPM() {
 			remark += ", WITHOUT npm redfour: " + installNPM
 		}
-		fmt.Print(all.table(remark))
+		fmt.Print(all.table(remark, code != 0))
 	}
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		fmt.Println("verdict: NONE, because redis-server is not in PATH: install it (Debian's package has the same name)")
@@ -76,8 +76,9 @@ func runPass(t *testing.T, seed uint64) {
 			if !f.alone {
 				t.Parallel()
 			}
-			v := runFault(t, f, seed<<8+uint64(place))
-			all.add(place, f.name, v)
+			v := &verdict{violations: []string{"end: the run was broken off"}}
+			defer func() { all.add(place, f.name, v) }() // also when the run fails before it is judged
+			v = runFault(t, f, seed<<8+uint64(place))
 			for _, violation := range v.violations {
 				t.Error(violation)
 			}

@@ -26,9 +26,10 @@ type fleet struct {
 	recorder *recorder
 	children map[string]*child
 	started  int              // so far, for their names
+	stopping bool             // all processes are told to end
 	grants   map[string]int   // of each id
 	resource map[string]int64 // id to the highest index that has written
-	refused  map[string]int   // process to its writes that came too late
+	refused  map[refusal]bool
 	leaks    []string
 	changed  chan struct{} // closed with each event, and replaced
 }
@@ -38,8 +39,14 @@ func newFleet(t *testing.T) *fleet {
 	return &fleet{
 		t: t, recorder: newRecorder(), children: make(map[string]*child),
 		grants: make(map[string]int), resource: make(map[string]int64),
-		refused: make(map[string]int), changed: make(chan struct{}),
+		refused: make(map[refusal]bool), changed: make(chan struct{}),
 	}
+}
+
+// A refusal is a write that came too late.
+type refusal struct {
+	process, id string
+	index       int64
 }
 
 // A child is one worker process.
@@ -52,9 +59,10 @@ type child struct {
 	over  chan struct{} // closed when the process has ended and all its events are known
 
 	// Guarded by fleet.mu:
-	doing   map[int]what // what each worker waits for; an operation
-	inside  map[int]bool // which workers are in a section whose lease is kept alive
-	stopped bool         // by a signal
+	doing   map[int]what  // what each worker waits for; an operation
+	inside  map[int]event // what each worker said last of the lease that it keeps alive
+	stopped bool          // by a signal
+	killed  bool
 	ready   bool
 	ended   bool // it said so
 }
@@ -82,7 +90,7 @@ func (f *fleet) launch(cmd *exec.Cmd, kind string, pairs []int) *child {
 	f.started++
 	c := &child{
 		name: fmt.Sprintf("%s-%d", kind, f.started), npm: kind == "npm", pairs: pairs, cmd: cmd, stdin: stdin,
-		over: make(chan struct{}), doing: make(map[int]what), inside: make(map[int]bool),
+		over: make(chan struct{}), doing: make(map[int]what), inside: make(map[int]event),
 	}
 	f.children[c.name] = c
 	f.mu.Unlock()
@@ -103,7 +111,7 @@ func (f *fleet) follow(c *child, events io.Reader) {
 	for lines.Scan() {
 		var e event
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			f.leak(c, fmt.Sprintf("unreadable event %q", lines.Text()))
+			f.leak(fmt.Sprintf("%s: unreadable event %q", c.name, lines.Text()))
 			continue
 		}
 		f.note(c, e)
@@ -112,16 +120,19 @@ func (f *fleet) follow(c *child, events io.Reader) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.children, c.name)
+	if !c.ended && !c.killed && !f.stopping {
+		f.leaks = append(f.leaks, c.name+": died")
+	}
 	for _, n := range c.pairs {
 		f.giveTurnLocked(calmID(n), nil) // The other must not wait for it.
 	}
 	f.tellLocked()
 }
 
-func (f *fleet) leak(c *child, what string) {
+func (f *fleet) leak(what string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.leaks = append(f.leaks, c.name+": "+what)
+	f.leaks = append(f.leaks, what)
 }
 
 func (f *fleet) tellLocked() {
@@ -149,12 +160,12 @@ func (f *fleet) note(c *child, e event) {
 		}
 	case hold:
 		if e.Kept {
-			c.inside[e.Worker] = true
+			c.inside[e.Worker] = e
 		}
 	case write:
 		// The resource refuses whoever comes after somebody with a greater index.
 		if e.Index < f.resource[e.ID] {
-			f.refused[c.name]++
+			f.refused[refusal{c.name, e.ID, e.Index}] = true
 		} else {
 			f.resource[e.ID] = e.Index
 		}
@@ -240,6 +251,13 @@ func waits(c *child) bool {
 	return len(c.inside) == 0 && slices.Contains(slices.Collect(maps.Values(c.doing)), wait)
 }
 
+// sections returns what a process said of the leases that it keeps alive.
+func (f *fleet) sections(c *child) []event {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Collect(maps.Values(c.inside))
+}
+
 // signal sends a signal to a process, and notes when it stopped or died of it.
 func (f *fleet) signal(c *child, s syscall.Signal) {
 	f.t.Helper()
@@ -248,6 +266,7 @@ func (f *fleet) signal(c *child, s syscall.Signal) {
 		f.recorder.deaths[c.name] = now()
 	}
 	c.stopped = s == syscall.SIGSTOP
+	c.killed = s == syscall.SIGKILL
 	f.mu.Unlock()
 	require.NoError(f.t, c.cmd.Process.Signal(s))
 	if s == syscall.SIGKILL {
@@ -260,6 +279,7 @@ func (f *fleet) stop() *history {
 	f.t.Helper()
 	f.mu.Lock()
 	f.recorder.end = now()
+	f.stopping = true
 	children := slices.Collect(maps.Values(f.children))
 	f.mu.Unlock()
 	for _, c := range children {
@@ -277,7 +297,7 @@ func (f *fleet) stop() *history {
 			<-c.over
 		}
 		if !c.ended && !c.npm {
-			f.leak(c, "ended without cleaning up")
+			f.leak(c.name + ": ended without cleaning up")
 		}
 	}
 	return &f.recorder.history

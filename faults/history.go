@@ -42,7 +42,8 @@ type event struct {
 	Worker int     `json:"worker"` // a goroutine of the process; it makes one operation at a time
 	What   what    `json:"what"`
 	ID     string  `json:"id,omitempty"`
-	TTL    int64   `json:"ttl,omitempty"` // of a call, in ms
+	TTL    int64   `json:"ttl,omitempty"`   // of a call, in ms
+	Limit  int64   `json:"limit,omitempty"` // of a wait, in ms
 	Index  int64   `json:"index,omitempty"`
 	Until  instant `json:"until,omitempty"` // the lease's deadline, as the library tells it
 	Result result  `json:"result,omitempty"`
@@ -94,7 +95,8 @@ type operation struct {
 	worker        int
 	id            string
 	ttl           time.Duration
-	index         int64 // of the lease that was granted, renewed or released
+	limit         time.Duration // for which the caller waits; 0: not told
+	index         int64         // of the lease that was granted, renewed or released
 	holder        int64
 	call, returns instant // returns is never, if the process ended before
 	result        result
@@ -132,6 +134,7 @@ type history struct {
 	outages    []outage
 	deaths     map[string]instant // when processes were killed or stopped
 	freezes    []outage           // in which requests may have been delayed rather than lost
+	steady     bool               // nothing keeps anybody from renewing a lease
 	end        instant
 }
 
@@ -168,7 +171,7 @@ func (r *recorder) record(process string, npm bool, e event) (id string) {
 	case try, wait, renew, release:
 		op := &operation{
 			what: e.What, process: process, npm: npm, worker: e.Worker, id: e.ID, index: e.Index,
-			ttl: time.Duration(e.TTL) * time.Millisecond, call: e.At, returns: never, result: unknown,
+			ttl: time.Duration(e.TTL) * time.Millisecond, limit: time.Duration(e.Limit) * time.Millisecond, call: e.At, returns: never, result: unknown,
 		}
 		r.pending[key] = op
 		r.operations = append(r.operations, op)
@@ -201,6 +204,7 @@ type lease struct {
 	kept     bool         // renewed in the background
 	released instant      // when its first release was called
 	open     bool         // a release had no certain outcome
+	ended    *operation   // its first release
 	proofs   []*operation // that found the lease
 }
 
@@ -264,6 +268,9 @@ func (l *lease) renewal(op *operation) {
 }
 
 func (l *lease) release(op *operation) {
+	if l.ended == nil || op.call < l.ended.call {
+		l.ended = op
+	}
 	l.released = min(l.released, op.call)
 	l.evidence = max(l.evidence, op.call)
 	if op.result == unknown {

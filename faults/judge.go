@@ -45,8 +45,10 @@ func judge(h *history) *verdict {
 		v.checkOverlaps(h, ls)
 		v.checkOrder(h, id, leases)
 		v.checkWaiters(h, id, ls)
+		v.checkKept(h, id, ls)
 	}
 	v.checkLosses(h)
+	v.checkLimits(h)
 	slices.Sort(v.violations)
 	return v
 }
@@ -69,6 +71,35 @@ func (v *verdict) checkLosses(h *history) {
 		if late := e.At.sub(e.Until); !e.Kept && !stopped && late > hearTime {
 			v.violate("loss: %q was worked on for %v after the deadline of %d", e.ID, late, e.Index)
 		}
+	}
+}
+
+// checkLimits demands that nobody waits for longer than he wants to.
+func (v *verdict) checkLimits(h *history) {
+	for _, op := range h.operations {
+		_, stopped := h.deaths[op.process]
+		late := min(op.returns, h.end).sub(op.call) - op.limit
+		if op.limit > 0 && !stopped && late > hearTime {
+			v.violate("limit: %q was waited for %v longer than the caller wanted", op.id, late)
+		}
+	}
+}
+
+// checkKept demands that leases are kept alive beyond their ttl where nothing is in the way. On a busy
+// machine a short one may be lost now and then.
+func (v *verdict) checkKept(h *history, id string, ls []*lease) {
+	long, kept := 0, 0
+	for _, l := range ls {
+		if !l.kept || l.ended == nil || l.ended.call.sub(l.grant.returns) < l.grant.ttl {
+			continue
+		}
+		long++
+		if l.ended.result == done {
+			kept++
+		}
+	}
+	if h.steady && 2*kept < long {
+		v.violate("kept: %q was kept alive beyond its ttl in %d sections of %d", id, kept, long)
 	}
 }
 

@@ -115,6 +115,21 @@ func TestJudge(t *testing.T) {
 				return h
 			}(), []string{"waiter"},
 		},
+		"a caller who is kept waiting": {
+			func() *history {
+				h := tell(op("a", try, 0, 1, granted, 1), op("b", wait, 2, 900, unknown, 0), op("a", release, 950, 951, done, 1))
+				h.operations[1].limit = 100 * time.Millisecond
+				return h
+			}(), []string{"limit"},
+		},
+		"a lease that is not kept alive": {
+			func() *history {
+				h := tell(op("a", try, 0, 1, granted, 1), op("a", release, 1200, 1201, expired, 1))
+				h.holds = []heard{{event{At: ms(2), ID: "42", Index: 1, Until: ms(1000), Kept: true}, "a"}}
+				h.steady = true
+				return h
+			}(), []string{"kept"},
+		},
 		"a holder who does not hear of its loss": {
 			func() *history {
 				h := tell(op("a", try, 0, 1, granted, 1))

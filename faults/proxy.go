@@ -20,8 +20,9 @@ type proxy struct {
 	filters []*filter
 }
 
-// newProxy returns a proxy before the server at addr. It ends with the test.
-func newProxy(t *testing.T, addr string) *proxy {
+// newProxy returns a proxy before the server at addr. It ends with the test. If it resets, it closes no
+// connection in good order.
+func newProxy(t *testing.T, addr string, resets bool) *proxy {
 	t.Helper()
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
 	p := &proxy{t: t, proxy: toxiproxy.NewProxy(server, t.Name(), "127.0.0.1:0", addr)}
@@ -30,6 +31,10 @@ func newProxy(t *testing.T, addr string) *proxy {
 		f, ok := wrapper.Toxic.(*filter)
 		require.True(t, ok)
 		p.filters = append(p.filters, f)
+	}
+	if resets {
+		// Toxiproxy looks for such a toxic when a connection comes, whatever its share is.
+		p.add("resets", "reset_peer", "downstream", 0, nil)
 	}
 	require.NoError(t, p.proxy.Start())
 	t.Cleanup(p.proxy.Stop)
@@ -76,6 +81,7 @@ type filter struct {
 	subscribers atomic.Bool
 	commands    atomic.Bool
 	era         atomic.Int64 // subscribers of an earlier one are swallowed
+	swallowed   atomic.Int64 // chunks
 }
 
 // A link is one direction of a connection that has a filter.
@@ -112,7 +118,9 @@ func (f *filter) Pipe(stub *toxics.ToxicStub) {
 				l.subscriber = true
 			}
 			l.dead = l.dead || f.swallows(l)
-			if !l.dead {
+			if l.dead {
+				f.swallowed.Add(1)
+			} else {
 				stub.Output <- chunk
 			}
 		}

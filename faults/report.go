@@ -49,8 +49,8 @@ func (r *row) add(other row) {
 	r.stall = max(r.stall, other.stall)
 }
 
-// table returns the table, a row for each fault. Its last line is the verdict.
-func (r *report) table(remark string) string {
+// table returns the table, a row for each fault. Its last line is the verdict, which is bad if anything failed.
+func (r *report) table(remark string, failed bool) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var all row
@@ -68,8 +68,11 @@ func (r *report) table(remark string) string {
 	text.WriteString("\nOverlaps are of leases that Redis lost by a fault which loses data. The slowest recovery is the longest time for which a lock\n" +
 		"was free, Redis was there, and a Go waiter did not get it; " + patience.String() + " are allowed.\n")
 	found := "no violation"
-	if all.violations > 0 {
+	switch {
+	case all.violations > 0:
 		found = fmt.Sprintf("%d VIOLATIONS", all.violations)
+	case failed:
+		found = "FAILED, see above; no violation"
 	}
 	return text.String() + fmt.Sprintf("verdict: %s in %d runs, %d operations%s\n", found, all.runs, all.operations, remark)
 }

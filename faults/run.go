@@ -62,6 +62,7 @@ func runFault(t *testing.T, f fault, seed uint64) *verdict {
 	r.awaitGrants()
 
 	h := r.fleet.stop()
+	h.steady = f.steady
 	v := judge(h)
 	r.checkEnd(h, v)
 	return v
@@ -78,7 +79,7 @@ func (r *run) startServers() {
 	r.server = redistest.Start(r.t, append(args, "--dir", r.data)...)
 	r.admin = r.server.Client(r.t)
 	for n := 0; r.fault.proxied && n < processes; n++ {
-		r.proxies = append(r.proxies, newProxy(r.t, r.server.Addr()))
+		r.proxies = append(r.proxies, newProxy(r.t, r.server.Addr(), r.fault.resets))
 	}
 }
 
@@ -87,7 +88,9 @@ func (r *run) strike(f fault) {
 	for _, pair := range f.parts {
 		r.t.Logf("%s, and %s", pair[0].name, pair[1].name)
 		network := r.begin(pair[0])
+		pass(r.t.Context(), upTo(r.rand, pair[0].lasts/2))
 		r.strike(pair[1])
+		pass(r.t.Context(), upTo(r.rand, pair[0].lasts/2))
 		network()
 	}
 	if len(f.parts) > 0 {

@@ -356,7 +356,7 @@ func (w *worker) receive(ctx context.Context, text []byte) {
 func (w *worker) wait(ctx context.Context, id string, ttl, patience time.Duration) *redfour.Lease {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	w.say(event{What: wait, ID: id, TTL: ttl.Milliseconds()})
+	w.say(event{What: wait, ID: id, TTL: ttl.Milliseconds(), Limit: patience.Milliseconds()})
 	lease, err := w.process.lock.WaitAcquire(ctx, id, ttl)
 	w.granted(lease, err)
 	return lease
