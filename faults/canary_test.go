@@ -17,10 +17,12 @@ import (
 // brings it out, by the rule that it breaks.
 var canaries = []struct{ patch, fault, rule string }{
 	{"abandoned attempts are forgotten", "reply lost", "waiter|end"},
+	{"callers cannot leave", "none", "limit"},
 	{"deadline counted from the reply", "latency", "overlap"},
 	{"deaf to a half-open subscription", "half-open subscriber", "waiter"},
 	{"forgotten scripts", "SCRIPT FLUSH", "waiter"},
 	{"index from the counter alone", "server killed, data lost", "index"},
+	{"leases are not renewed", "none", "kept"},
 	{"leases for nobody are kept", "none", "waiter"},
 	{"look before register", "none", "waiter"},
 	{"loss is not signalled", "server stopped", "loss"},
