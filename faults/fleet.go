@@ -265,12 +265,18 @@ func (f *fleet) signal(c *child, s syscall.Signal) {
 	if s != syscall.SIGCONT {
 		f.recorder.deaths[c.name] = now()
 	}
+	if s == syscall.SIGCONT {
+		f.recorder.returns[c.name] = now()
+	}
 	c.stopped = s == syscall.SIGSTOP
 	c.killed = s == syscall.SIGKILL
 	f.mu.Unlock()
 	require.NoError(f.t, c.cmd.Process.Signal(s))
 	if s == syscall.SIGKILL {
 		<-c.over
+		f.mu.Lock()
+		f.recorder.deaths[c.name] = now()
+		f.mu.Unlock()
 	}
 }
 

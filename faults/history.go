@@ -49,6 +49,7 @@ type event struct {
 	Result result  `json:"result,omitempty"`
 	Holder int64   `json:"holder,omitempty"` // the index that a *LockedError named
 	Kept   bool    `json:"kept,omitempty"`   // the lease is being kept alive
+	Lost   bool    `json:"lost,omitempty"`   // it was kept alive, and is said to be lost
 	Text   string  `json:"text,omitempty"`   // an error; a lease's JSON
 }
 
@@ -104,6 +105,9 @@ type operation struct {
 	began         instant // it has not taken effect before; the judge's
 }
 
+// sent is when the request was sent, at the earliest, that proved a grant.
+func (op *operation) sent() instant { return max(op.call, op.until.add(-op.ttl)) }
+
 // String tells what happened in one line, with times in microseconds.
 func (op *operation) String() string {
 	text := fmt.Sprintf("%s/%d %s %s: %s", op.process, op.worker, op.what, op.id, op.result)
@@ -133,6 +137,7 @@ type history struct {
 	losses     []loss
 	outages    []outage
 	deaths     map[string]instant // when processes were killed or stopped
+	returns    map[string]instant // when those that were stopped went on
 	freezes    []outage           // in which requests may have been delayed rather than lost
 	steady     bool               // nothing keeps anybody from renewing a lease
 	end        instant
@@ -159,7 +164,7 @@ type workerKey struct {
 
 func newRecorder() *recorder {
 	return &recorder{
-		history: history{deaths: make(map[string]instant)},
+		history: history{deaths: make(map[string]instant), returns: make(map[string]instant)},
 		pending: make(map[workerKey]*operation),
 	}
 }
@@ -206,6 +211,7 @@ type lease struct {
 	open     bool         // a release had no certain outcome
 	ended    *operation   // its first release
 	proofs   []*operation // that found the lease
+	renewals []*operation
 }
 
 type leaseKey struct {
@@ -213,11 +219,14 @@ type leaseKey struct {
 	index int64
 }
 
-// leases returns the leases of a history.
-func (h *history) leases() map[leaseKey]*lease {
-	all := make(map[leaseKey]*lease)
+// leases returns the leases of a history, and those that were granted twice to ours.
+func (h *history) leases() (all map[leaseKey]*lease, twice []leaseKey) {
+	all = make(map[leaseKey]*lease)
 	for _, op := range h.operations {
 		if op.result == granted {
+			if before := all[leaseKey{op.id, op.index}]; before != nil && !before.grant.npm && !op.npm {
+				twice = append(twice, leaseKey{op.id, op.index})
+			}
 			l := &lease{id: op.id, index: op.index, grant: op, gone: never, released: never}
 			l.hear(op.returns, op.until)
 			all[leaseKey{op.id, op.index}] = l
@@ -245,20 +254,21 @@ func (h *history) leases() map[leaseKey]*lease {
 	for _, l := range all {
 		l.settle(h)
 	}
-	return all
+	return all, twice
 }
 
 // hear notes a deadline that the holder was told.
 func (l *lease) hear(at, until instant) {
 	l.evidence = max(l.evidence, at)
 	if until != 0 && at >= l.toldAt {
-		l.toldAt, l.certain = at, until
+		// What was certain up to now remains so, whatever a later deadline says.
+		l.toldAt, l.certain = at, max(until, min(l.certain, at))
 	}
 }
 
 func (l *lease) renewal(op *operation) {
+	l.renewals = append(l.renewals, op)
 	if op.returns == never {
-		l.kept = true // for as long as its process lived
 		return
 	}
 	l.hear(op.returns, op.until)
@@ -285,6 +295,21 @@ func (l *lease) wasThere(from, to instant) bool {
 	return slices.ContainsFunc(l.proofs, func(op *operation) bool { return op.call > from && op.returns < to })
 }
 
+// lifeOf returns when a process was killed or stopped, or the end.
+func (h *history) lifeOf(process string) instant {
+	if death, died := h.deaths[process]; died {
+		return death
+	}
+	return h.end
+}
+
+// stood tells whether a process did not run at some time between two moments.
+func (h *history) stood(process string, a, b instant) bool {
+	death, died := h.deaths[process]
+	back, wentOn := h.returns[process]
+	return died && death <= b && (!wentOn || back >= a)
+}
+
 // settle concludes from all that was told.
 func (l *lease) settle(h *history) {
 	l.mayEnd = l.certain
@@ -292,6 +317,11 @@ func (l *lease) settle(h *history) {
 		l.mayEnd = min(l.mayEnd, l.released)
 	}
 	l.certain = min(l.certain, l.released)
+	for _, op := range l.renewals {
+		if op.returns == never { // It may have been made for as long as its process lived.
+			l.evidence = max(l.evidence, h.lifeOf(op.process))
+		}
+	}
 	death, died := h.deaths[l.grant.process]
 	switch {
 	case !l.kept:

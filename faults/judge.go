@@ -37,7 +37,10 @@ func judge(h *history) *verdict {
 	}
 	slices.SortStableFunc(h.losses, func(a, b loss) int { return cmp.Compare(a.from, b.from) })
 	h.findBegins()
-	leases := h.leases()
+	leases, twice := h.leases()
+	for _, key := range twice {
+		v.violate("index: %q was granted twice with %d", key.id, key.index)
+	}
 	inOrder := byGrant(leases)
 	for _, id := range h.ids() {
 		ls := inOrder[id]
@@ -45,10 +48,11 @@ func judge(h *history) *verdict {
 		v.checkOverlaps(h, ls)
 		v.checkOrder(h, id, leases)
 		v.checkWaiters(h, id, ls)
-		v.checkKept(h, id, ls)
 	}
-	v.checkLosses(h)
-	v.checkLimits(h)
+	v.checkLosses(h, leases)
+	v.checkTimes(h)
+	v.checkEnds(leases)
+	v.checkKept(h, leases)
 	slices.Sort(v.violations)
 	return v
 }
@@ -64,33 +68,75 @@ func (h *history) ids() []string {
 	return ids
 }
 
-// checkLosses demands that the holder of a lease that is kept alive hears of its loss.
-func (v *verdict) checkLosses(h *history) {
+// checkLosses demands that the holder of a lease that is kept alive hears of its loss, and of
+// no loss that was none.
+func (v *verdict) checkLosses(h *history, leases map[leaseKey]*lease) {
 	for _, e := range h.holds {
-		_, stopped := h.deaths[e.process]
-		if late := e.At.sub(e.Until); !e.Kept && !stopped && late > hearTime {
+		late := e.At.sub(e.Until)
+		if !e.Kept && late > hearTime && !h.stood(e.process, e.Until, e.At) {
 			v.violate("loss: %q was worked on for %v after the deadline of %d", e.ID, late, e.Index)
+		}
+		l := leases[leaseKey{e.ID, e.Index}]
+		if l == nil || !e.Lost {
+			continue
+		}
+		held := l.ended != nil && l.ended.result == done && e.At < l.grant.until
+		if held || late < 0 {
+			v.violate("loss: that of %q as %d was no loss", e.ID, e.Index)
 		}
 	}
 }
 
-// checkLimits demands that nobody waits for longer than he wants to.
-func (v *verdict) checkLimits(h *history) {
+// callTime is how long a call that does not wait may take: five seconds in which it tries again, and its
+// last attempt.
+const callTime = 6*time.Second + hearTime
+
+// checkTimes demands that nobody waits for longer than he wants to, that nobody is sent away before, and
+// that the other calls have an end. Where nothing is in the way they know what they have done.
+func (v *verdict) checkTimes(h *history) {
 	for _, op := range h.operations {
-		_, stopped := h.deaths[op.process]
-		late := min(op.returns, h.end).sub(op.call) - op.limit
-		if op.limit > 0 && !stopped && late > hearTime {
-			v.violate("limit: %q was waited for %v longer than the caller wanted", op.id, late)
+		took, over := min(op.returns, h.end).sub(op.call), op.returns < h.end
+		switch {
+		case op.npm, h.stood(op.process, op.call, op.returns):
+		case op.limit > 0 && took-op.limit > hearTime:
+			v.violate("limit: %q was waited for %v longer than the caller wanted", op.id, took-op.limit)
+		case op.limit > 0 && over && op.result != granted && op.limit-took > hearTime:
+			v.violate("limit: %q was given up %v before the caller wanted", op.id, op.limit-took)
+		case op.what != wait && took > callTime:
+			v.violate("limit: to %s %q took %v", op.what, op.id, took)
+		case op.what != wait && over && op.result == unknown && h.steady:
+			v.violate("limit: to %s %q had no outcome", op.what, op.id)
 		}
 	}
 }
+
+// checkEnds demands that a lease that was not renewed is over when its ttl is.
+func (v *verdict) checkEnds(leases map[leaseKey]*lease) {
+	for _, l := range leases {
+		for _, op := range l.proofs {
+			end, known := l.grant.returns.add(l.grant.ttl), !l.kept
+			for _, other := range l.renewals {
+				known = known && other.result != unknown
+				if other != op && other.call < op.returns {
+					end = max(end, other.returns.add(l.grant.ttl))
+				}
+			}
+			if late := op.call.sub(end); known && late > clockStep {
+				v.violate("ends: %q was still held as %d, %v after its end", l.id, l.index, late)
+			}
+		}
+	}
+}
+
+// clockStep is what the clock by which Redis ends leases may differ from ours within a run.
+const clockStep = 10 * time.Millisecond
 
 // checkKept demands that leases are kept alive beyond their ttl where nothing is in the way. On a busy
 // machine a short one may be lost now and then.
-func (v *verdict) checkKept(h *history, id string, ls []*lease) {
+func (v *verdict) checkKept(h *history, leases map[leaseKey]*lease) {
 	long, kept := 0, 0
-	for _, l := range ls {
-		if !l.kept || l.ended == nil || l.ended.call.sub(l.grant.returns) < l.grant.ttl {
+	for _, l := range leases {
+		if !l.kept || l.ended == nil || l.ended.call < l.grant.until {
 			continue
 		}
 		long++
@@ -98,8 +144,9 @@ func (v *verdict) checkKept(h *history, id string, ls []*lease) {
 			kept++
 		}
 	}
-	if h.steady && 2*kept < long {
-		v.violate("kept: %q was kept alive beyond its ttl in %d sections of %d", id, kept, long)
+	const few = 3
+	if h.steady && long >= few && 2*kept < long {
+		v.violate("kept: leases were kept alive beyond their ttl in %d sections of %d", kept, long)
 	}
 }
 
@@ -131,7 +178,7 @@ func (v *verdict) checkIndexes(h *history, ls []*lease) {
 	for i, l := range ls {
 		for _, before := range ls[:i] {
 			switch {
-			case before.grant.returns >= l.grant.call, before.index < l.index:
+			case before.grant.returns >= l.grant.sent(), before.index < l.index:
 			case (before.grant.npm || l.grant.npm) && h.lostBetween(before.grant.call, l.grant.returns):
 			default:
 				v.violate("index: %q was granted with %d after %d", l.id, l.index, before.index)
@@ -147,7 +194,7 @@ func (v *verdict) checkOverlaps(h *history, ls []*lease) {
 			together := min(before.certain, l.certain).sub(l.grant.returns)
 			switch {
 			case together <= 0:
-			case h.lostBetween(before.grant.call, l.grant.returns):
+			case h.lostBetween(before.grant.sent(), l.grant.returns):
 				v.overlaps++
 			default:
 				v.violate("overlap: %q was held as %d and as %d for %v", l.id, before.index, l.index, together)
@@ -190,7 +237,7 @@ func (h *history) between(id string, from, to instant, leases map[leaseKey]*leas
 			continue
 		}
 		elsewhere := began <= from || returns >= to
-		if op.result == granted && leases[leaseKey{id, op.index}].wasThere(from, to) {
+		if op.result == granted && (leases[leaseKey{id, op.index}].wasThere(from, to) || op.sent() > from && returns < to) {
 			elsewhere = false
 		}
 		if returns >= to {
@@ -353,7 +400,7 @@ func (m model) take(s state, op step) (bool, state) {
 		if _, known := m.leases[op.holder]; known {
 			return m.heldBy(&s, op.holder), s
 		}
-		return m.free(&s, op), s
+		return op.holder > s.last && m.free(&s, op), s
 	case done:
 		legal := m.heldBy(&s, op.index)
 		if op.what == release {
@@ -417,7 +464,7 @@ func (h *history) busy(id string, ls []*lease) []span {
 	for _, l := range ls {
 		spans = append(spans, span{l.grant.returns, l.gone})
 		for _, lost := range h.losses {
-			if lost.revives && l.gone > lost.from.add(-replicationLag) && l.grant.call < lost.to {
+			if lost.revives && l.gone > lost.from.add(-replicationLag) && l.grant.sent() < lost.to {
 				spans = append(spans, span{lost.from, l.evidence.add(l.grant.ttl)})
 			}
 		}

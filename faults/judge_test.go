@@ -34,6 +34,29 @@ func lost(o *operation) *operation {
 	return o
 }
 
+// proved is a grant whose request was sent only then.
+func proved(o *operation, sent int) *operation {
+	o.until = ms(sent).add(o.ttl)
+	return o
+}
+
+// within gives an operation's caller so much time.
+func within(o *operation, limit time.Duration) *operation {
+	o.limit = limit
+	return o
+}
+
+// kept is what a holder says of a lease that is kept alive up to a moment.
+func kept(at, until int, index int64, kept, lost bool) heard {
+	return heard{event{At: ms(at), ID: "42", Index: index, Until: ms(until), Kept: kept, Lost: lost}, "a"}
+}
+
+// with changes a history.
+func with(h *history, change func(h *history)) *history {
+	change(h)
+	return h
+}
+
 func TestJudge(t *testing.T) {
 	for name, c := range map[string]struct {
 		history *history
@@ -115,21 +138,68 @@ func TestJudge(t *testing.T) {
 				return h
 			}(), []string{"waiter"},
 		},
-		"a caller who is kept waiting": {
-			func() *history {
-				h := tell(op("a", try, 0, 1, granted, 1), op("b", wait, 2, 900, unknown, 0), op("a", release, 950, 951, done, 1))
-				h.operations[1].limit = 100 * time.Millisecond
-				return h
-			}(), []string{"limit"},
-		},
-		"a lease that is not kept alive": {
-			func() *history {
-				h := tell(op("a", try, 0, 1, granted, 1), op("a", release, 1200, 1201, expired, 1))
-				h.holds = []heard{{event{At: ms(2), ID: "42", Index: 1, Until: ms(1000), Kept: true}, "a"}}
-				h.steady = true
-				return h
-			}(), []string{"kept"},
-		},
+		"a caller who is kept waiting": {tell(
+			op("a", try, 0, 1, granted, 1), within(op("b", wait, 2, 900, unknown, 0), 100*time.Millisecond), op("a", release, 950, 951, done, 1),
+		), []string{"limit"}},
+		"a caller who is sent away": {tell(
+			within(op("b", wait, 0, 1, unknown, 0), time.Minute),
+		), []string{"limit"}},
+		"a release that takes too long": {tell(
+			op("a", try, 0, 1, granted, 1), op("a", release, 2, 8000, expired, 1),
+		), []string{"limit"}},
+		"a release that does not know what it did, though nothing is wrong": {with(tell(
+			op("a", try, 0, 1, granted, 1), op("a", release, 2, 3, unknown, 1),
+		), func(h *history) { h.steady = true }), []string{"limit"}},
+		"leases that are not kept alive": {with(tell(
+			op("a", try, 0, 1, granted, 1), op("a", release, 1001, 1002, expired, 1),
+			op("a", try, 2000, 2001, granted, 2), op("a", release, 3001, 3002, expired, 2),
+			op("a", try, 4000, 4001, granted, 3), op("a", release, 5001, 5002, expired, 3),
+		), func(h *history) {
+			h.holds = []heard{kept(2, 1000, 1, true, false), kept(2002, 3000, 2, true, false), kept(4002, 5000, 3, true, false)}
+			h.steady = true
+		}), []string{"kept"}},
+		"a loss that was none": {with(tell(
+			op("a", try, 0, 1, granted, 1), op("a", release, 340, 341, done, 1),
+		), func(h *history) { h.holds = []heard{kept(2, 1000, 1, true, false), kept(339, 339, 1, false, true)} }), []string{"loss"}},
+		"a renewal that revives": {tell(
+			op("a", wait, 0, 1, granted, 1), op("a", renew, 5000, 5001, done, 1), op("a", release, 5500, 5501, done, 1),
+		), []string{"ends"}},
+		"a release of what had ended": {tell(
+			op("a", wait, 0, 1, granted, 1), op("a", release, 5000, 5001, done, 1),
+		), []string{"ends"}},
+		"an index twice, across a loss": {with(tell(
+			op("a", try, 0, 1, granted, 7), op("b", try, 20, 21, granted, 7),
+		), func(h *history) { h.losses = []loss{{from: ms(10), to: ms(11)}} }), []string{"index"}},
+		"an index that falls across a loss, for one who had come before": {with(tell(
+			proved(op("b", wait, 0, 21, granted, 3), 20), op("a", try, 1, 2, granted, 7), op("b", release, 25, 26, done, 3),
+		), func(h *history) { h.losses = []loss{{from: ms(10), to: ms(11)}} }), []string{"index"}},
+		"two at a time after a loss, for both had come before": {with(tell(
+			proved(op("a", wait, 0, 501, granted, 1), 500), proved(op("b", wait, 1, 601, granted, 2), 600),
+			op("a", release, 900, 901, conflict, 1), op("b", release, 950, 951, done, 2),
+		), func(h *history) { h.losses = []loss{{from: ms(10), to: ms(11)}} }), []string{"order", "overlap"}},
+		"locked by no index": {tell(
+			op("b", try, 4, 5, locked, 0),
+		), []string{"order"}},
+		"locked by an index that is over": {tell(
+			op("a", try, 0, 1, granted, 5), op("a", release, 2, 3, done, 5), op("b", try, 4, 5, locked, 3),
+		), []string{"order"}},
+		"two at a time, with a deadline that is taken back": {tell(
+			op("a", try, 0, 1, granted, 1), op("b", try, 100, 101, granted, 2),
+			func() *operation {
+				o := op("a", renew, 500, 501, conflict, 1)
+				o.until = ms(1)
+				return o
+			}(),
+		), []string{"order", "overlap"}},
+		"a waiter behind one that died while it renewed": {with(tell(
+			op("a", wait, 0, 1, granted, 1), lost(op("c", renew, 10, 0, unknown, 1)), proved(op("b", wait, 6, 20000, granted, 2), 19999),
+		), func(h *history) { h.deaths["c"] = ms(20) }), []string{"waiter"}},
+		"a holder who does not hear of its loss, before it is stopped": {with(tell(
+			op("a", try, 0, 1, granted, 1), op("a", release, 5001, 5002, expired, 1),
+		), func(h *history) {
+			h.holds = []heard{kept(2, 1000, 1, true, false), kept(5000, 1000, 1, false, false)}
+			h.deaths["a"] = ms(20000)
+		}), []string{"loss"}},
 		"a holder who does not hear of its loss": {
 			func() *history {
 				h := tell(op("a", try, 0, 1, granted, 1))

@@ -59,7 +59,11 @@ func runFault(t *testing.T, f fault, seed uint64) *verdict {
 	r.awaitGrants()
 	pass(t.Context(), upTo(r.rand, 500*time.Millisecond))
 	r.strike(f)
-	r.awaitGrants()
+	for _, id := range r.awaitGrants() {
+		if !f.sentinel { // A lease may have come back there, and its ttl is long.
+			r.fleet.leak(id + " was granted to nobody afterwards")
+		}
+	}
 
 	h := r.fleet.stop()
 	h.steady = f.steady
@@ -129,8 +133,8 @@ func (r *run) begin(f fault) (end func()) {
 }
 
 // awaitGrants waits until each id has been granted several times from now on, and for little longer than patience
-// if one is not.
-func (r *run) awaitGrants() {
+// if one is not. It returns the ids that were not granted at all.
+func (r *run) awaitGrants() (never []string) {
 	r.fleet.mu.Lock()
 	before := maps.Clone(r.fleet.grants)
 	r.fleet.mu.Unlock()
@@ -145,13 +149,18 @@ func (r *run) awaitGrants() {
 		enough[calmID(n)] = 20
 	}
 	r.fleet.awaitFor(patience+shortTTL+time.Second, func() bool {
+		never = nil
+		all := true
 		for id, n := range enough {
-			if r.fleet.grants[id]-before[id] < n {
-				return false
+			got := r.fleet.grants[id] - before[id]
+			if got == 0 {
+				never = append(never, id)
 			}
+			all = all && got >= n
 		}
-		return true
+		return all
 	})
+	return never
 }
 
 func (r *run) startWorker() {
@@ -213,7 +222,8 @@ func (r *run) checkEnd(h *history, v *verdict) {
 		}
 	}
 	// A lease that was on its way to a process when all ended lasts its time.
-	leases := byGrant(h.leases())
+	all, _ := h.leases()
+	leases := byGrant(all)
 	for _, key := range r.keys() {
 		id, isLock := strings.CutPrefix(key, namespace+":")
 		if busy := h.busy(id, leases[id]); isLock && len(busy) > 0 {

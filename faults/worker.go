@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -148,6 +149,9 @@ func (p *process) end(ctx context.Context) error {
 	if err := p.client.Close(); err != nil {
 		return err
 	}
+	if n := p.leftSockets(ctx); n > 0 {
+		p.say(event{What: leftover, Text: fmt.Sprintf("%d connections", n)})
+	}
 	p.say(event{What: ended})
 	return nil
 }
@@ -163,6 +167,25 @@ func (p *process) leftGoroutines(ctx context.Context) []string {
 		pass(ctx, 10*time.Millisecond)
 	}
 	return left
+}
+
+// leftSockets returns how many sockets this process has open. It knows only on Linux.
+func (p *process) leftSockets(ctx context.Context) int {
+	open := 0
+	for range 100 {
+		open = 0
+		links, _ := filepath.Glob("/proc/self/fd/*")
+		for _, link := range links {
+			if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, "socket:") {
+				open++
+			}
+		}
+		if open == 0 {
+			break
+		}
+		pass(ctx, 10*time.Millisecond)
+	}
+	return open
 }
 
 // libraryGoroutines returns the stacks of goroutines that the library has started.
@@ -300,9 +323,10 @@ func (w *worker) longSection(ctx context.Context, id string) {
 	w.write(lease)
 	kept, stop := w.process.lock.KeepAlive(ctx, lease)
 	defer stop()
-	w.hold(lease, true)
+	w.say(event{What: hold, ID: id, Index: lease.Index, Until: instantOf(lease.Deadline()), Kept: true})
 	pass(kept, slowTTL/2+upTo(w.rand, 4*slowTTL))
-	w.hold(lease, false)
+	lost := errors.Is(context.Cause(kept), redfour.ErrNotHeld)
+	w.say(event{What: hold, ID: id, Index: lease.Index, Until: instantOf(lease.Deadline()), Lost: lost})
 	w.write(lease)
 	w.release(ctx, lease)
 }
@@ -387,11 +411,6 @@ func (w *worker) release(ctx context.Context, lease *redfour.Lease) {
 	w.say(event{What: release, ID: lease.ID, Index: lease.Index})
 	err := w.process.lock.Release(ctx, lease)
 	w.say(event{What: returned, Result: resultOf(err), Text: textOf(err)})
-}
-
-// hold reports up to when the lease is held for certain.
-func (w *worker) hold(lease *redfour.Lease, kept bool) {
-	w.say(event{What: hold, ID: lease.ID, Index: lease.Index, Until: instantOf(lease.Deadline()), Kept: kept})
 }
 
 // write changes the resource that the lock protects. Whether it is accepted is
