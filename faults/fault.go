@@ -370,6 +370,8 @@ func stoppedHolder(r *run) func() {
 	r.fleet.signal(c, syscall.SIGSTOP)
 	return func() {
 		sections := r.fleet.sections(c)
+		superseded := func(s event) bool { return r.fleet.resource[s.ID] > s.Index }
+		r.fleet.awaitFor(waitTime, func() bool { return len(sections) == 0 || slices.ContainsFunc(sections, superseded) })
 		r.fleet.signal(c, syscall.SIGCONT)
 		if len(sections) == 0 { // It had just released.
 			end := stoppedHolder(r)
