@@ -258,24 +258,26 @@ func (f *fleet) sections(c *child) []event {
 	return slices.Collect(maps.Values(c.inside))
 }
 
-// signal sends a signal to a process, and notes when it stopped or died of it.
+// signal sends a signal to a process, and notes when it stopped, went on or died of it.
 func (f *fleet) signal(c *child, s syscall.Signal) {
 	f.t.Helper()
 	f.mu.Lock()
-	if s != syscall.SIGCONT {
-		f.recorder.deaths[c.name] = now()
+	away := f.recorder.away[c.name]
+	switch s {
+	case syscall.SIGSTOP:
+		away = append(away, outage{now(), never})
+	case syscall.SIGCONT:
+		away[len(away)-1].to = now()
 	}
-	if s == syscall.SIGCONT {
-		f.recorder.returns[c.name] = now()
-	}
+	f.recorder.away[c.name] = away
 	c.stopped = s == syscall.SIGSTOP
 	c.killed = s == syscall.SIGKILL
 	f.mu.Unlock()
 	require.NoError(f.t, c.cmd.Process.Signal(s))
-	if s == syscall.SIGKILL {
+	if c.killed {
 		<-c.over
 		f.mu.Lock()
-		f.recorder.deaths[c.name] = now()
+		f.recorder.away[c.name] = append(away, outage{now(), never})
 		f.mu.Unlock()
 	}
 }

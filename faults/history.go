@@ -136,10 +136,9 @@ type history struct {
 	holds      []heard
 	losses     []loss
 	outages    []outage
-	deaths     map[string]instant // when processes were killed or stopped
-	returns    map[string]instant // when those that were stopped went on
-	freezes    []outage           // in which requests may have been delayed rather than lost
-	steady     bool               // nothing keeps anybody from renewing a lease
+	away       map[string][]outage // when each process did not run: it was stopped, or killed
+	freezes    []outage            // in which requests may have been delayed rather than lost
+	steady     bool                // nothing keeps anybody from renewing a lease
 	end        instant
 }
 
@@ -164,7 +163,7 @@ type workerKey struct {
 
 func newRecorder() *recorder {
 	return &recorder{
-		history: history{deaths: make(map[string]instant), returns: make(map[string]instant)},
+		history: history{away: make(map[string][]outage)},
 		pending: make(map[workerKey]*operation),
 	}
 }
@@ -295,19 +294,29 @@ func (l *lease) wasThere(from, to instant) bool {
 	return slices.ContainsFunc(l.proofs, func(op *operation) bool { return op.call > from && op.returns < to })
 }
 
-// lifeOf returns when a process was killed or stopped, or the end.
-func (h *history) lifeOf(process string) instant {
-	if death, died := h.deaths[process]; died {
-		return death
+// left returns when a process was next stopped or killed, or never.
+func (h *history) left(process string, after instant) instant {
+	for _, o := range h.away[process] {
+		if o.from >= after {
+			return o.from
+		}
 	}
-	return h.end
+	return never
+}
+
+// diedAt returns when a process was killed, or never.
+func (h *history) diedAt(process string) instant {
+	for _, o := range h.away[process] {
+		if o.to == never {
+			return o.from
+		}
+	}
+	return never
 }
 
 // stood tells whether a process did not run at some time between two moments.
 func (h *history) stood(process string, a, b instant) bool {
-	death, died := h.deaths[process]
-	back, wentOn := h.returns[process]
-	return died && death <= b && (!wentOn || back >= a)
+	return slices.ContainsFunc(h.away[process], func(o outage) bool { return o.from <= b && o.to >= a })
 }
 
 // settle concludes from all that was told.
@@ -319,14 +328,14 @@ func (l *lease) settle(h *history) {
 	l.certain = min(l.certain, l.released)
 	for _, op := range l.renewals {
 		if op.returns == never { // It may have been made for as long as its process lived.
-			l.evidence = max(l.evidence, h.lifeOf(op.process))
+			l.evidence = max(l.evidence, min(h.diedAt(op.process), h.end))
 		}
 	}
-	death, died := h.deaths[l.grant.process]
+	left := h.left(l.grant.process, l.grant.returns)
 	switch {
 	case !l.kept:
-	case died && l.grant.returns <= death && l.released > death: // A process that was stopped may go on with other leases.
-		l.evidence = death
+	case left < l.released: // Nobody keeps it alive meanwhile, and that is for longer than it lasts.
+		l.evidence = left
 	case l.released == never:
 		l.evidence = h.end
 	}

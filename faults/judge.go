@@ -474,9 +474,8 @@ func (h *history) busy(id string, ls []*lease) []span {
 			continue
 		}
 		// What such an attempt took is given back soon, if there is somebody to do it.
-		death, died := h.deaths[op.process]
-		if died && op.returns == never {
-			spans = append(spans, span{op.call, death.add(op.ttl)})
+		if died := h.diedAt(op.process); died != never && op.returns == never {
+			spans = append(spans, span{op.call, died.add(op.ttl)})
 		}
 		if op.npm {
 			spans = append(spans, span{op.call, min(op.returns, h.end).add(op.ttl)})
@@ -497,11 +496,7 @@ func (h *history) waiting(id string) []span {
 		if op.id != id || op.what != wait || op.npm {
 			continue
 		}
-		end := min(op.returns, h.end)
-		if death, died := h.deaths[op.process]; died && op.call <= death {
-			end = min(end, death)
-		}
-		spans = append(spans, span{op.call, end})
+		spans = append(spans, span{op.call, min(op.returns, h.end, h.left(op.process, op.call))})
 	}
 	return spans
 }

@@ -35,7 +35,6 @@ type run struct {
 	admin   *redis.Client
 	proxies []*proxy
 	fleet   *fleet
-	started int // workers, so far
 	expect  []expectation
 }
 
@@ -50,8 +49,8 @@ func runFault(t *testing.T, f fault, seed uint64) *verdict {
 	t.Helper()
 	r := &run{t: t, rand: rand.New(rand.NewPCG(seed, 0)), fault: f, fleet: newFleet(t)}
 	r.startServers()
-	for range processes {
-		r.startWorker()
+	for place := range processes {
+		r.startWorker(place)
 	}
 	if r.master == nil && haveNPM() {
 		r.startNPM()
@@ -163,8 +162,8 @@ func (r *run) awaitGrants() (never []string) {
 	return never
 }
 
-func (r *run) startWorker() {
-	place := r.started % processes
+// startWorker starts a process of ours. Each place needs one, because two that are neighbours share a calm id.
+func (r *run) startWorker(place int) {
 	j := job{
 		Namespace: namespace, Seed: r.rand.Uint64(), Workers: workers, TTL: r.fault.ttl.Milliseconds(),
 		Pairs: []int{place, (place + 1) % processes},
@@ -177,7 +176,6 @@ func (r *run) startWorker() {
 	default:
 		j.Addr = r.server.Addr()
 	}
-	r.started++
 	r.fleet.start(j)
 }
 
