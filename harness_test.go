@@ -129,14 +129,22 @@ func once(match func(redis.Cmder) bool, f func() error) func(context.Context, re
 	}
 }
 
-// Scripts are told apart by how many keys and arguments they have.
-func isAcquire(cmd redis.Cmder) bool { return cmd.Args()[2] == 2 }
+// Scripts are told apart by their keys and arguments.
+func isAcquire(cmd redis.Cmder) bool { return keys(cmd) >= 2 && !isRelease(cmd) && !isLeave(cmd) }
 
 func isRelease(cmd redis.Cmder) bool {
 	args := cmd.Args()
-	return args[2] == 1 && strings.HasSuffix(argument(args, len(args)-1), "-release")
+	first := 3 + keys(cmd)
+	return len(args) > first+2 && strings.HasSuffix(argument(args, first+2), "-")
 }
-func isRenew(cmd redis.Cmder) bool { return !isAcquire(cmd) && !isRelease(cmd) }
+
+func isLeave(cmd redis.Cmder) bool { return strings.Contains(argument(cmd.Args(), 4), "-waiters:") }
+func isRenew(cmd redis.Cmder) bool { return keys(cmd) == 1 && !isRelease(cmd) }
+
+func keys(cmd redis.Cmder) int {
+	n, _ := cmd.Args()[2].(int)
+	return n
+}
 
 func argument(args []any, i int) string {
 	s, _ := args[i].(string)

@@ -64,6 +64,7 @@ package redfour
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/url"
@@ -162,7 +163,7 @@ func New(client redis.UniversalClient, opts ...Option) (*Lock, error) {
 	// The Lock outlives the request in which it happens to be made.
 	life, end := context.WithCancelCause(context.Background()) //nolint:forbidigo // See above.
 	goroutines := new(crew.Crew)
-	s := &server{client: client, names: c.names, crew: goroutines}
+	s := &server{client: client, names: c.names, member: rand.Text(), crew: goroutines}
 	return &Lock{
 		server:     s,
 		subscriber: newSubscriber(life, s, goroutines),
@@ -258,7 +259,7 @@ func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 	var r reply
 	var f failures
 	err := repeat(bounded, l.life, until, verdict.outOfReach, func() (err error) {
-		r, err = l.server.try(bounded, q, ttl)
+		r, err = l.server.try(bounded, q, ttl, place{}, func() {})
 		return f.note(err)
 	})
 	if err != nil {
@@ -271,10 +272,11 @@ func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 	}
 	lease := newLease(id, q.token, ttl, r)
 	if lease.Remaining() <= 0 {
+		q.doubt()
 		l.server.abandon(ctx, q)
 		return nil, errLate(ttl)
 	}
-	l.server.won(ctx, q, lease.Index)
+	q.win(lease.Index)
 	lease.Immediate = true
 	return lease, nil
 }
@@ -475,41 +477,41 @@ func (l *Lock) release(ctx context.Context, key leaseKey, state *leaseState) err
 	l.awaitKeeper(key)
 	state.joinRenewal(ctx, releaseGrace)
 
+	var r reply
 	var f failures
-	err := repeat(ctx, ctx, until, verdict.transient, func() error {
-		return f.note(l.releaseOnce(ctx, key, state))
+	o := l.subscriber.offer(key.id)
+	err := repeat(ctx, ctx, until, verdict.transient, func() (err error) {
+		r, err = l.releaseOnce(ctx, key, state, o.heir)
+		return f.note(err)
 	})
 	// Waiters of this process need not wait for the message, which may have been
 	// refused, or lost.
-	l.subscriber.wake(key.id)
-	if err != nil {
+	l.subscriber.answer(o, key.id, r, err, f.maybe)
+	switch {
+	case err != nil:
 		return f.sum(ctx)
+	case !r.released() && !state.wasReleased():
+		return notHeld(r)
 	}
 	return nil
 }
 
 // releaseOnce makes one attempt. After one that was sent in time and whose outcome
 // is unknown, an answer that the lease is gone means that it did its work.
-func (l *Lock) releaseOnce(ctx context.Context, key leaseKey, state *leaseState) error {
+func (l *Lock) releaseOnce(ctx context.Context, key leaseKey, state *leaseState, h heir) (reply, error) {
 	inTime := state.inTime()
 	r, err := l.server.ask(ctx, patience, newCall(), func(ctx context.Context) (reply, error) {
-		return l.server.release(ctx, key)
+		return l.server.release(ctx, key, h)
 	})
-	switch {
-	case err != nil:
-		if inTime && judge(err) == unknown {
-			state.mayBeReleased()
-		}
-		return err
-	case r.status != statusDone && !state.wasReleased():
-		return notHeld(r)
+	if inTime && judge(err) == unknown {
+		state.mayBeReleased()
 	}
-	return nil
+	return r, err
 }
 
 // notHeld is the error for a reply that says that a lease does not hold.
 func notHeld(r reply) error {
-	if r.status == statusConflict {
+	if r.status == statusConflict || r.status == statusTaken {
 		return fmt.Errorf("%w (index %d, %v left)", ErrConflict, r.index, r.left)
 	}
 	return ErrExpired

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -476,7 +478,8 @@ func requireFinal(t *testing.T, r *realRedis, op string, as func(*redis.Options)
 	for _, other := range []error{redfour.ErrLocked, redfour.ErrNotHeld, context.DeadlineExceeded} {
 		require.NotErrorIs(t, err, other)
 	}
-	require.EqualValues(t, 1, attempts.Load())
+	require.Positive(t, attempts.Load())
+	require.LessOrEqual(t, attempts.Load(), int64(2), "with the queue, and without")
 	return err
 }
 
@@ -564,7 +567,7 @@ func TestReal_userWithoutChannelsCanDoAll(t *testing.T) {
 	mustAcquire(t, r.lock(t), "42", 500*time.Millisecond)
 	require.NoError(t, l.Release(ctx, takeLease(t, waitFor(ctx, l, "42", time.Minute))))
 	require.Empty(t, r.locks(t))
-	require.Equal(t, 1, way.subscriptions(), "it does not insist")
+	require.Equal(t, 2, way.subscriptions(), "it tries without an inbox, and does not insist")
 }
 
 // Nobody hears of such a release, so what is left to a waiter is the end of the ttl
@@ -797,28 +800,34 @@ func TestRealRights_aRefusalIsNotAForeignKey(t *testing.T) {
 	}
 }
 
-// The README names the rights that a user needs. Everything works with these, and
-// each is needed for something.
+// The README names the rights that a user needs, for the hand-over and without. Everything works with these.
 func TestRealRights_theREADMEsAreEnough(t *testing.T) {
-	server := redistest.Start(t)
-	admin := server.Client(t)
-	rights := []any{
-		"ACL", "SETUSER", "app", "on", ">secret", "resetkeys", "resetchannels", "~lock:*", "~lockindex", "&lock-release", "-@all",
-		"+evalsha", "+eval", "+pttl", "+hmget", "+type", "+get", "+time", "+set", "+hset", "+pexpire", "+del", "+publish", "+subscribe", "+ping",
+	text, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	rules := regexp.MustCompile(`(?m)^ +ACL SETUSER app on >secret (.*)$`).FindAllSubmatch(text, -1)
+	require.Len(t, rules, 2)
+	for _, rule := range rules {
+		r := startReal(t)
+		var words []any
+		for _, word := range strings.Fields(string(rule[1])) {
+			words = append(words, word)
+		}
+		login := r.user(t, words...)
+		var ways [2]link
+		var locks [2]*redfour.Lock
+		for i := range locks {
+			o := r.options(&ways[i])
+			login(o)
+			locks[i] = newLock(t, newClient(t, o, &ways[i]))
+		}
+		l, other := locks[0], locks[1]
+		lease := mustAcquire(t, l, "42", time.Minute)
+		require.NoError(t, l.Renew(t.Context(), lease, time.Minute))
+		got := sleeper(t, other, &ways[1], "42")
+		require.NoError(t, l.Release(t.Context(), lease))
+		require.NoError(t, other.Release(t.Context(), takeLease(t, got)))
+		require.NoError(t, r.admin.Set(t.Context(), "lock:foreign", "x", 0).Err())
+		_, err := l.Acquire(t.Context(), "foreign", time.Minute)
+		require.ErrorContains(t, err, `key "lock:foreign" is a string`)
 	}
-	require.NoError(t, admin.Do(t.Context(), rights...).Err())
-	o := server.Options()
-	o.Username, o.Password = "app", "secret"
-	client := newClient(t, o)
-	l := newLock(t, client)
-	lease := mustAcquire(t, l, "42", time.Minute)
-	require.NoError(t, l.Renew(t.Context(), lease, time.Minute))
-	got := waitFor(t.Context(), l, "42", time.Minute)
-	awaitSubscriber(t, admin)
-	require.NoError(t, l.Release(t.Context(), lease))
-	require.NoError(t, l.Release(t.Context(), takeLease(t, got)))
-	require.NoError(t, admin.Set(t.Context(), "lock:foreign", "x", 0).Err())
-	_, err := l.Acquire(t.Context(), "foreign", time.Minute)
-	require.ErrorContains(t, err, `key "lock:foreign" is a string`)
-	require.Empty(t, admin.ACLLog(t.Context(), 1).Val(), "nothing was refused")
 }

@@ -11,9 +11,9 @@ import (
 	"math"
 	mathrand "math/rand/v2"
 	"net"
-	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -28,10 +28,13 @@ type names struct{ namespace string }
 
 func (n names) lock(id string) string  { return n.namespace + ":" + id }
 func (n names) counter() string        { return n.namespace + "index" }
-func (n names) releaseChannel() string { return n.namespace + "-release" }
+func (n names) queue(id string) string { return n.namespace + "-waiters:" + id }
 
-// inbox is a channel that one Lock alone subscribes to.
-func (n names) inbox(member string) string { return n.namespace + "-grant:" + member }
+// channels is what the name of every channel begins with. The scripts add the rest.
+func (n names) channels() string           { return n.namespace + "-" }
+func (n names) releases() string           { return n.channels() + "release" }
+func (n names) census() string             { return n.channels() + "members" }
+func (n names) inbox(member string) string { return n.channels() + "grant:" + member }
 
 // id is the inverse of lock. It returns false for a key that is no lock's.
 func (n names) id(key string) (string, bool) { return strings.CutPrefix(key, n.namespace+":") }
@@ -40,26 +43,41 @@ func (n names) id(key string) (string, bool) { return strings.CutPrefix(key, n.n
 // nothing that a caller chose is ever read as Lua. They validate before they
 // write, and write nothing that can fail half-way.
 //
-// All reply {status, index, milliseconds left}. Trouble with a key that is no
-// lock is an error "REDFOUR <number of the key in KEYS> <what it is>".
-
-// acquireScript takes a free lock.
+// All reply {status, index, milliseconds left, server's time in µs}; what is not known, or
+// not used, is 0. Trouble with a key that is no lock is an error "REDFOUR <number of
+// the key in KEYS> <what it is>".
 //
-//	KEYS 1 lock  2 counter
+// A member is one Lock value. Its entry in the queue of a lock is "<member> <ttl in ms> <number>"; readers
+// ignore further words. A member lives if somebody subscribes to its inbox; what PUBLISH
+// returns is no proof, because a monitor's PSUBSCRIBE * counts there.
+
+// acquireScript takes a free lock, or enters the queue.
+//
+//	KEYS 1 lock  2 counter  3 queue, to wait
 //	ARGV 1 ttl in ms  2 token  3 the highest index that the caller knows of
+//	     and to wait:  4 the caller's entry  5 the caller  6 the highest index that it has claimed of this lock
+//	     7 "1" for an attempt at the end of the holder's lease  8 what channels begin with
 //
 //	 1  the caller has the lock, under index
-//	 2  the caller had it already: the reply to an earlier attempt was lost
+//	 2  the caller had it already, under this token: the reply to an earlier attempt was lost
+//	 4  the caller was granted it, and has not claimed it: the message has not come, or not yet
 //	 0  another lease has it, under index
+//	 3  a lease of a member has it, and the caller is in the queue: it will be handed over
 //
 // The index is at least the server's time in µs, so that it keeps growing when
 // the counter is lost; see "Index" in docs/protocol.md. Numbers are
 // formatted by hand because tostring loses digits of a number of this size.
-// The first PEXPIRE changes nothing: it fails where an ACL refuses the second,
-// which would leave a lock for ever. It comes after SET, because a server that is
-// full lets pass what follows a write, and must refuse here.
+//
+// A free lock with a queue is rare: its holder died, or was npm's, or the release was an open one. It goes to
+// the first member in the queue that lives, and to the caller where that is himself. At the end of a lease the
+// queue is dropped instead, and whoever lives is told to come again: many that died at once cost one ttl together.
+//
+// SET comes first, because a server that is full refuses it there, and lets pass what follows
+// a write. The first PEXPIRE changes nothing: it fails where an ACL refuses the second, which
+// would leave a lock for ever.
 var acquireScript = newScript(`
 local left = redis.call("PTTL", KEYS[1])
+local entry = ARGV[4]
 if left ~= -2 then
   local held = redis.pcall("HMGET", KEYS[1], "index", "token")
   if held.err or left == -1 then
@@ -69,8 +87,18 @@ if left ~= -2 then
     return redis.error_reply("REDFOUR 1 " .. kind)
   end
   local index = tonumber(held[1]) or 0
-  if held[2] == ARGV[2] then return {2, index, left} end
-  return {0, index, left}
+  if not entry then return {held[2] == ARGV[2] and 2 or 0, index, left, 0} end
+  local time = redis.call("TIME")
+  local now = time[1] * 1000000 + time[2]
+  if held[2] == ARGV[2] then return {2, index, left, now} end
+  if held[2] == ARGV[5] .. ":" .. held[1] and index > tonumber(ARGV[6]) then return {4, index, left, now} end
+  local place = redis.pcall("LPOS", KEYS[3], entry) or redis.pcall("RPUSH", KEYS[3], entry)
+  if type(place) == "table" then
+    if string.find(place.err, "READONLY") then return place end
+    return {0, index, left, now}
+  end
+  redis.pcall("PEXPIRE", KEYS[3], left + 60000)
+  return {held[2] and 3 or 0, index, left, now}
 end
 
 local last = redis.pcall("GET", KEYS[2]) or "0"
@@ -81,37 +109,94 @@ if type(last) ~= "string" then
 end
 if not string.match(last, "^%d+$") then return redis.error_reply("REDFOUR 2 string without a number") end
 local time = redis.call("TIME")
-local index = math.max(tonumber(last) + 1, time[1] * 1000000 + time[2], tonumber(ARGV[3]) + 1)
+local now = time[1] * 1000000 + time[2]
+local index = math.max(tonumber(last) + 1, now, tonumber(ARGV[3]) + 1)
 if index >= 2^53 then return redis.error_reply("REDFOUR 2 number beyond 2^53") end
 
 local id = string.format("%.0f", index)
 redis.call("SET", KEYS[2], id)
 redis.call("PEXPIRE", KEYS[1], ARGV[1])
+
+local purged
+if entry and ARGV[7] == "1" then
+  purged = redis.pcall("DEL", KEYS[3]) == 1
+elseif entry then
+  local e
+  for _ = 1, 100 do
+    e = redis.pcall("LPOP", KEYS[3])
+    if type(e) ~= "string" or e == entry then break end
+    local member, ttl = string.match(e, "^(%S+) (%d+)")
+    local inbox = ARGV[8] .. "grant:" .. (member or "")
+    local live = member and member ~= ARGV[5] and redis.pcall("PUBSUB", "NUMSUB", inbox)
+    if live and not live.err and live[2] > 0 then
+      redis.call("HSET", KEYS[1], "index", id, "token", member .. ":" .. id)
+      redis.call("PEXPIRE", KEYS[1], ttl)
+      if not redis.pcall("LPOS", KEYS[3], entry) then redis.pcall("RPUSH", KEYS[3], entry) end
+      redis.pcall("PEXPIRE", KEYS[3], ttl + 60000)
+      local grant = id .. " " .. ttl .. " " .. string.format("%.0f", now) .. " " .. KEYS[1]
+      if type(redis.pcall("PUBLISH", inbox, grant)) == "number" then return {3, index, tonumber(ttl), now} end
+      break
+    end
+  end
+  if e and e ~= entry then redis.pcall("LREM", KEYS[3], 1, entry) end
+end
+
 redis.call("HSET", KEYS[1], "index", id, "token", ARGV[2])
 redis.call("PEXPIRE", KEYS[1], ARGV[1])
-return {1, index, tonumber(ARGV[1])}
+if purged then redis.pcall("PUBLISH", ARGV[8] .. "release", KEYS[1]) end
+return {1, index, tonumber(ARGV[1]), now}
 `)
 
-// releaseScript frees a lock that still belongs to the caller.
+// leaveScript takes an entry out of the queue.
 //
-//	KEYS 1 lock
+//	KEYS 1 lock  2 queue
+//	ARGV 1 the caller's entry  2 the caller  3 the highest index that it has claimed of this lock
+//
+//	 1  nothing of it is left
+//	 4  the caller was granted the lock before, under index, and has not claimed it
+var leaveScript = newScript(`
+redis.call("LREM", KEYS[2], 1, ARGV[1])
+local held = redis.call("HMGET", KEYS[1], "index", "token")
+if held[2] and held[2] == ARGV[2] .. ":" .. held[1] and tonumber(held[1]) > tonumber(ARGV[3]) then
+  local time = redis.call("TIME")
+  return {4, tonumber(held[1]), redis.call("PTTL", KEYS[1]), time[1] * 1000000 + time[2]}
+end
+return {1, 0, 0, 0}
+`)
+
+// releaseScript ends a lease that still holds, and gives the lock to the next.
+//
+//	KEYS 1 lock  and where the user may use them:  2 counter  3 queue
 //	ARGV 1 index, or "" for whichever index the token has
-//	     2 token, or "" for a lease of npm redfour  3 release channel
+//	     2 token, or "" for a lease of npm redfour
+//	     3 what channels begin with  4 the highest index that the caller knows of
+//	     and where somebody waits in the caller's process:
+//	     5 his token  6 his ttl in ms  7 "1" while the caller's turn goes on
+//	     8 the caller's entry, "" if it cannot be queued  9 "1" if others wait behind him
 //
-//	 1  released
+//	 1  released: the lock is free
+//	 5  handed to the next waiter of the caller's process, under index
+//	 6  granted to another member, under index; the caller is in the queue if it has waiters
+//	 7  released openly, for those who are not in the queue: members try after a pause
 //	-1  nobody held it
+//	 8  the next waiter has the lock already, under index; by whom the lease was ended is not known
 //	-2  another lease holds it, under index
 //
 // The index is unknown to an attempt whose reply was lost; its random token
-// alone is then proof. No token and no index together prove nothing. DEL comes
-// first: it is allowed when Redis is full, and then so is the rest. PUBLISH may
-// be refused to this user; the lock is free all the same.
+// alone is then proof. No token and no index together prove nothing.
+//
+// All that must be read is read before the first write, and trouble with it means a release to nobody. The
+// first write is one that a server allows which is full; then it allows the rest. What a user may lack the
+// rights for goes through pcall. A release to nobody needs DEL, and a PUBLISH that may be refused.
+//
+// At every 64th hand-over without a break the lock is released openly if more listen to releases than the
+// members who wait: npm clients do not hear of grants, and would wait for ever.
 //
 // A replica that lags must not say that nobody holds the lock, so before that
 // answer a write is tried which changes nothing: a replica refuses it. The others are
 // told as well, because they may still wait for the end of a lease that was deleted.
 var releaseScript = newScript(`
-local held = redis.pcall("HMGET", KEYS[1], "index", "token")
+local held = redis.pcall("HMGET", KEYS[1], "index", "token", "hops")
 if held.err then
   local kind = redis.call("TYPE", KEYS[1]).ok
   if kind == "hash" or kind == "none" then return held end
@@ -123,20 +208,71 @@ if ARGV[1] == "" then
 else
   mine = held[1] == ARGV[1] and (held[2] or "") == ARGV[2]
 end
-if mine then
-  redis.call("DEL", KEYS[1])
-  redis.pcall("PUBLISH", ARGV[3], KEYS[1])
-  return {1, 0, 0}
+local next, release = ARGV[5], ARGV[3] .. "release"
+if not mine then
+  local left = redis.call("PTTL", KEYS[1])
+  if left == -2 then
+    local write = redis.pcall("DEL", KEYS[1])
+    if type(write) == "table" and string.find(write.err, "READONLY") then return write end
+    redis.pcall("PUBLISH", release, KEYS[1])
+    return {-1, 0, 0, 0}
+  end
+  if left == -1 then return redis.error_reply("REDFOUR 1 hash without expiry") end
+  return {next and held[2] == next and 8 or -2, tonumber(held[1]) or 0, left, 0}
 end
-local left = redis.call("PTTL", KEYS[1])
-if left == -2 then
-  local write = redis.pcall("DEL", KEYS[1])
-  if type(write) == "table" and string.find(write.err, "READONLY") then return write end
-  redis.pcall("PUBLISH", ARGV[3], KEYS[1])
-  return {-1, 0, 0}
+
+local status = 1
+if KEYS[3] and (next or type(redis.pcall("LINDEX", KEYS[3], 0)) == "string") then
+  local last, time = redis.pcall("GET", KEYS[2]) or "0", redis.pcall("TIME")
+  last = type(last) == "string" and not time.err and tonumber(last) or 2^53
+  local now = (time[1] or 0) * 1000000 + (time[2] or 0)
+  local index = math.max(last + 1, now, tonumber(ARGV[4]) + 1)
+  local id = string.format("%.0f", index)
+  local hops = (tonumber(held[3]) or 0) + 1
+  if hops >= 64 then
+    local n = redis.pcall("PUBSUB", "NUMSUB", release, ARGV[3] .. "members")
+    if n.err or n[2] > n[4] then status = 7 end
+    hops = 0
+  end
+
+  local function lease(token, ttl)
+    return type(redis.pcall("PEXPIRE", KEYS[1], ttl)) == "number"
+      and redis.pcall("SET", KEYS[2], id).ok
+      and type(redis.pcall("HSET", KEYS[1], "index", id, "token", token, "hops", hops)) == "number"
+  end
+  if status == 1 and index < 2^53 then
+    local entry = ARGV[8] or ""
+    local function hand()
+      if not next or not lease(next, ARGV[6]) then return false end
+      if ARGV[9] ~= "1" and entry ~= "" then redis.pcall("LREM", KEYS[3], 1, entry) end
+      return {5, index, tonumber(ARGV[6]), now}
+    end
+    local handed = ARGV[7] == "1" and hand()
+    if handed then return handed end
+    local self = string.match(entry, "^%S+")
+    for _ = 1, 100 do
+      local e = redis.pcall("LPOP", KEYS[3])
+      if type(e) ~= "string" then break end
+      local member, ttl = string.match(e, "^(%S+) (%d+)")
+      local inbox = ARGV[3] .. "grant:" .. (member or "")
+      local live = member and member ~= self and redis.pcall("PUBSUB", "NUMSUB", inbox)
+      if live and not live.err and live[2] > 0 then
+        if not lease(member .. ":" .. id, ttl) then break end
+        local queued = not next or entry ~= "" and type(redis.pcall("LPOS", KEYS[3], entry)
+          or redis.pcall("RPUSH", KEYS[3], entry)) == "number"
+        redis.pcall("PEXPIRE", KEYS[3], ttl + 60000)
+        local grant = id .. " " .. ttl .. " " .. string.format("%.0f", now) .. " " .. KEYS[1]
+        if type(redis.pcall("PUBLISH", inbox, grant)) ~= "number" then break end
+        return {queued and 6 or 1, index, tonumber(ttl), now}
+      end
+    end
+    handed = hand()
+    if handed then return handed end
+  end
 end
-if left == -1 then return redis.error_reply("REDFOUR 1 hash without expiry") end
-return {-2, tonumber(held[1]) or 0, left}
+redis.call("DEL", KEYS[1])
+redis.pcall("PUBLISH", release, KEYS[1])
+return {status, 0, 0, 0}
 `)
 
 // renewScript gives a lease that still holds a new ttl.
@@ -156,23 +292,29 @@ if held.err then
 end
 if held[1] == ARGV[1] and (held[2] or "") == ARGV[2] then
   redis.call("PEXPIRE", KEYS[1], ARGV[3])
-  return {1, tonumber(held[1]), tonumber(ARGV[3])}
+  return {1, tonumber(held[1]), tonumber(ARGV[3]), 0}
 end
 local left = redis.call("PTTL", KEYS[1])
 if left == -2 then
   local write = redis.pcall("PEXPIRE", KEYS[1], ARGV[3])
   if type(write) == "table" and string.find(write.err, "READONLY") then return write end
-  return {-1, 0, 0}
+  return {-1, 0, 0, 0}
 end
 if left == -1 then return redis.error_reply("REDFOUR 1 hash without expiry") end
-return {-2, tonumber(held[1]) or 0, left}
+return {-2, tonumber(held[1]) or 0, left, 0}
 `)
 
 // The statuses that the scripts reply.
 const (
 	statusHeld     = 0 // acquire: by another lease
-	statusDone     = 1 // acquired, released, renewed
+	statusDone     = 1 // acquired, left, released to nobody, renewed
 	statusAgain    = 2 // acquire: the caller had it already
+	statusQueued   = 3 // acquire: held by a member, and the caller is in the queue
+	statusFound    = 4 // acquire, leave: granted to the caller before
+	statusHanded   = 5 // release: to the next waiter of this process
+	statusGranted  = 6 // release: to another member; the caller, if it has waiters, is in the queue
+	statusOpen     = 7 // release: to whoever is not in the queue
+	statusTaken    = 8 // release: the next waiter has the lock already
 	statusNobody   = -1
 	statusConflict = -2
 )
@@ -223,13 +365,34 @@ type reply struct {
 	sent   time.Time
 }
 
+// released tells of an answer to a release whether it ended the lease.
+func (r reply) released() bool {
+	switch r.status {
+	case statusDone, statusHanded, statusGranted, statusOpen:
+		return true
+	}
+	return false
+}
+
 // A server sends the scripts of one namespace. It is safe for concurrent use.
 type server struct {
 	client  redis.UniversalClient
 	names   names
+	member  string // what this Lock is called in queues, and in the name of its inbox
 	crew    *crew.Crew
-	highest atomic.Int64 // index seen so far in this namespace
+	highest atomic.Int64              // index seen so far in this namespace
+	refused atomic.Pointer[time.Time] // when the user was last found to have no right to queues
+	clock   atomic.Pointer[reading]   // the last; nil before the first
 }
+
+// A reading is the server's clock, as a reply told it.
+type reading struct {
+	sent   time.Time // just before the script was sent: the server read its clock later
+	micros int64
+}
+
+// inbox is the channel that this member alone subscribes to.
+func (s *server) inbox() string { return s.names.inbox(s.member) }
 
 // moves tells whether the client follows a failover to another server. Go-redis does
 // not say so; this is what it calls the address of such a client.
@@ -245,22 +408,90 @@ func (s *server) hears(ctx context.Context, channel string) bool {
 	return err != nil || subscribers[channel] > 0
 }
 
-// acquire tries once to take the lock of id. It returns when go-redis does,
-// which may be long after ctx has ended; see start.
-func (s *server) acquire(ctx context.Context, id, token string, ttl time.Duration) (reply, error) {
-	return s.run(ctx, acquireScript, []string{s.names.lock(id), s.names.counter()},
-		ttl.Milliseconds(), token, s.highest.Load())
+// A place is how a member waits for a lock: its entry in the queue, and the highest index that
+// it has claimed. The zero place is not in the queue.
+type place struct {
+	entry   string
+	claimed int64
+	expiry  bool // the attempt is made because the holder's lease should have ended
 }
 
-// release tries once to free the lock of a lease.
-func (s *server) release(ctx context.Context, l leaseKey) (reply, error) {
-	return s.run(ctx, releaseScript, []string{s.names.lock(l.id)},
-		strconv.FormatInt(l.index, 10), l.token, s.names.releaseChannel())
+// acquire tries once to take the lock of id, or to enter its queue. It returns when go-redis
+// does, which may be long after ctx has ended; see ask.
+func (s *server) acquire(ctx context.Context, id, token string, ttl time.Duration, p place) (reply, error) {
+	keys := []string{s.names.lock(id), s.names.counter()}
+	if p.entry != "" {
+		r, err := s.run(ctx, acquireScript, append(keys, s.names.queue(id)),
+			ttl.Milliseconds(), token, s.highest.Load(),
+			p.entry, s.member, p.claimed, flag(p.expiry), s.names.channels())
+		if !s.isRefused(err) {
+			return r, err
+		}
+	}
+	return s.run(ctx, acquireScript, keys, ttl.Milliseconds(), token, s.highest.Load())
+}
+
+func flag(b bool) string {
+	if b {
+		return "1"
+	}
+	return ""
+}
+
+// mayQueue tells whether the user has the right to the queues, as far as is known.
+func (s *server) mayQueue() bool {
+	refused := s.refused.Load()
+	return refused == nil || time.Since(*refused) > deniedPause
+}
+
+// isRefused notes that a script was refused that uses a queue, and may work without.
+func (s *server) isRefused(err error) bool {
+	if !redis.IsPermissionError(err) || !strings.Contains(err.Error(), " key") {
+		return false
+	}
+	now := time.Now()
+	s.refused.Store(&now)
+	return true
+}
+
+// leave tries once to take an entry out of the queue of id.
+func (s *server) leave(ctx context.Context, id string, p place) (reply, error) {
+	return s.run(ctx, leaveScript, []string{s.names.lock(id), s.names.queue(id)}, p.entry, s.member, p.claimed)
+}
+
+// An heir is who gets a lock that is released: the next waiter in the process, if there
+// is one.
+type heir struct {
+	token string // of his attempts; "": nobody waits here
+	ttl   time.Duration
+	turn  bool   // the member's turn goes on
+	entry string // of the member, "" if it cannot be queued
+	more  bool   // others wait behind him
+}
+
+// release tries once to end a lease, and to give its lock to the next.
+func (s *server) release(ctx context.Context, l leaseKey, h heir) (reply, error) {
+	return s.releaseAs(ctx, l.id, strconv.FormatInt(l.index, 10), l.token, h)
 }
 
 // releaseToken is release for a lease whose index is not known.
 func (s *server) releaseToken(ctx context.Context, id, token string) (reply, error) {
-	return s.run(ctx, releaseScript, []string{s.names.lock(id)}, "", token, s.names.releaseChannel())
+	return s.releaseAs(ctx, id, "", token, heir{})
+}
+
+func (s *server) releaseAs(ctx context.Context, id, index, token string, h heir) (reply, error) {
+	lock := s.names.lock(id)
+	if s.mayQueue() {
+		argv := []any{index, token, s.names.channels(), s.highest.Load()}
+		if h.token != "" {
+			argv = append(argv, h.token, h.ttl.Milliseconds(), flag(h.turn), h.entry, flag(h.more))
+		}
+		r, err := s.run(ctx, releaseScript, []string{lock, s.names.counter(), s.names.queue(id)}, argv...)
+		if !s.isRefused(err) {
+			return r, err
+		}
+	}
+	return s.run(ctx, releaseScript, []string{lock}, index, token, s.names.channels())
 }
 
 // renew tries once to give a lease a new ttl.
@@ -286,20 +517,78 @@ func (s *server) run(ctx context.Context, sc *script, keys []string, argv ...any
 	if err != nil {
 		return reply{}, err
 	}
-	if len(values) != 3 {
-		return reply{}, fmt.Errorf("script replied %d values, not 3", len(values))
+	if len(values) != 4 {
+		return reply{}, fmt.Errorf("script replied %d values, not 4", len(values))
 	}
 	// Whoever set the expiry of a foreign lock may have set more than a Duration holds.
 	left := time.Duration(min(values[2], math.MaxInt64/int64(time.Millisecond))) * time.Millisecond
 	r := reply{status: values[0], index: values[1], left: left, sent: sent}
 	s.observe(r.index)
+	if micros := values[3]; micros > 0 {
+		s.clock.Store(&reading{sent, micros})
+	}
 	return r, nil
+}
+
+// A grant is the message by which a member learns that it was given a lock.
+type grant struct {
+	id     string
+	index  int64
+	ttl    time.Duration
+	micros int64 // the server's clock
+}
+
+// parseGrant reads "<index> <ttl in ms> <server's µs> <lock key>". It returns false for anything else.
+func (s *server) parseGrant(message string) (g grant, ok bool) {
+	words := strings.SplitN(message, " ", 4)
+	if len(words) != 4 {
+		return grant{}, false
+	}
+	var numbers [3]int64
+	for i := range numbers {
+		n, err := strconv.ParseInt(words[i], 10, 64)
+		if err != nil || n <= 0 {
+			return grant{}, false
+		}
+		numbers[i] = n
+	}
+	id, ok := s.names.id(words[3])
+	if !ok || numbers[0] >= farIndex || numbers[1] > math.MaxInt64/int64(time.Millisecond) {
+		return grant{}, false
+	}
+	return grant{id, numbers[0], time.Duration(numbers[1]) * time.Millisecond, numbers[2]}, true
+}
+
+// lease makes the lease that a grant tells of. Its deadline follows from the server's clock, then
+// and at the last reply: a message may have been on its way for long. It is exact unless that
+// clock contradicts ours, by which the lease cannot last longer than its ttl from now.
+func (s *server) lease(g grant) (lease *Lease, exact bool) {
+	now := time.Now()
+	sent := now
+	if r := s.clock.Load(); r != nil {
+		since := min(max(g.micros-r.micros-1, -farMicros), farMicros) // Both were rounded down.
+		sent = r.sent.Add(time.Duration(since) * time.Microsecond)
+		exact = !sent.After(now)
+	}
+	if !exact {
+		sent = now
+	}
+	s.observe(g.index)
+	return newLease(g.id, s.grantToken(g.index), g.ttl, reply{index: g.index, left: g.ttl, sent: sent}), exact
+}
+
+// farMicros is more than any two readings of a clock differ by, and no more than a Duration holds.
+const farMicros = 1 << 52
+
+// grantToken is the token of a lease that this member was granted.
+func (s *server) grantToken(index int64) string {
+	return s.member + ":" + strconv.FormatInt(index, 10)
 }
 
 // observe remembers the highest index. One that the clock will not reach before
 // the next century is not ours, and must not drive ours beyond 2^53.
 func (s *server) observe(index int64) {
-	if index >= 1<<52 {
+	if index >= farIndex {
 		return
 	}
 	for {
@@ -309,6 +598,9 @@ func (s *server) observe(index int64) {
 		}
 	}
 }
+
+// farIndex is µs since 1970 that the clock reaches in the next century.
+const farIndex = 1 << 52
 
 // A call is a script that was sent and may still be on its way.
 type call struct {
@@ -346,75 +638,109 @@ const cleanupTime = 5 * time.Second
 // A quest is the attempts to get one lease, all under one token: the first that
 // comes through takes the lock, and the others recognise it. So an attempt whose
 // reply is late can be repeated over another connection, and one whose reply was
-// lost can be repeated at all. A quest belongs to one goroutine at a time.
+// lost can be repeated at all. A release that hands the lock over within the process is such
+// an attempt, too: it names the token of the next waiter's quest.
 type quest struct {
 	id, token string
-	calls     []*call // those on their way, and perhaps some that have come back
-	maybe     bool    // one that has come back may have taken the lock
+
+	mu    sync.Mutex // guards what follows
+	maybe bool       // an attempt that has come back may have taken the lock
+	over  questEnd
+	index int64 // that was won
 }
+
+type questEnd int
+
+const (
+	sought questEnd = iota
+	won
+	abandoned
+)
 
 func newQuest(id string) *quest { return &quest{id: id, token: rand.Text()} }
 
-// try makes one attempt. It waits for it for as long as patience lasts.
-func (s *server) try(ctx context.Context, q *quest, ttl time.Duration) (reply, error) {
+// try makes one attempt. It waits for it for as long as patience lasts. If the attempt comes back
+// only after that, late is called with it.
+func (s *server) try(ctx context.Context, q *quest, ttl time.Duration, p place, late func()) (reply, error) {
 	c := newCall()
-	q.calls = append(q.calls, c)
 	r, err := s.ask(ctx, patience, c, func(ctx context.Context) (reply, error) {
-		return s.acquire(ctx, q.id, q.token, ttl)
+		return s.acquire(ctx, q.id, q.token, ttl, p)
 	})
-	q.tidy()
+	switch {
+	case unheard(err):
+		s.crew.Start(func() {
+			<-c.done
+			s.comesLate(context.WithoutCancel(ctx), q, c)
+			late()
+		})
+	case judge(err) == unknown:
+		q.doubt()
+	}
 	return r, err
 }
 
-// tidy forgets the attempts that have come back.
-func (q *quest) tidy() {
-	q.calls = slices.DeleteFunc(q.calls, func(c *call) bool {
-		select {
-		case <-c.done:
-			q.maybe = q.maybe || c.mayHold()
-			return true
-		default:
-			return false
-		}
-	})
+// comesLate takes the outcome of an attempt that nobody waited for. What it took
+// is recognised by the next attempt, or else given back: the quest may have been won without
+// it, and the lease that was won released since.
+func (s *server) comesLate(ctx context.Context, q *quest, c *call) {
+	q.mu.Lock()
+	over, index := q.over, q.index
+	q.maybe = q.maybe || c.mayHold()
+	q.mu.Unlock()
+	switch {
+	case over == abandoned && c.mayHold():
+		s.discard(ctx, q.id, q.token)
+	case over == won && c.err == nil && c.reply.status == statusDone && c.reply.index != index:
+		_, _ = s.release(ctx, leaseKey{q.id, c.reply.index, q.token}, heir{})
+	}
 }
 
-// abandon gives back, in the background, what the quest took or may still take.
+// doubt says that an attempt whose outcome is unknown may have taken the lock.
+func (q *quest) doubt() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.maybe = true
+}
+
+// mayHaveGot says that an attempt whose outcome nobody will hear may have taken the lock.
+func (s *server) mayHaveGot(ctx context.Context, q *quest) {
+	q.mu.Lock()
+	q.maybe = true
+	over := q.over == abandoned
+	q.mu.Unlock()
+	if over {
+		s.abandon(ctx, q)
+	}
+}
+
+// win ends the quest by a lease that was got. It returns false if it was over before.
+func (q *quest) win(index int64) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.over != sought {
+		return false
+	}
+	q.over, q.index = won, index
+	return true
+}
+
+// abandon ends the quest without a lease, and gives back, in the background, what it took.
 func (s *server) abandon(ctx context.Context, q *quest) {
-	if len(q.calls) == 0 && !q.maybe {
-		return
+	q.mu.Lock()
+	if q.over == sought {
+		q.over = abandoned
 	}
-	ctx = context.WithoutCancel(ctx)
-	s.crew.Start(func() {
-		for _, c := range q.calls {
-			<-c.done
-		}
-		if q.maybe || slices.ContainsFunc(q.calls, (*call).mayHold) {
-			s.discard(ctx, q.id, q.token)
-		}
-	})
-}
-
-// won ends the quest for a lease that was got. An attempt that comes through only
-// after that lease was released takes the lock again: that is given back.
-func (s *server) won(ctx context.Context, q *quest, index int64) {
-	if len(q.calls) == 0 {
-		return
+	take := q.over == abandoned && q.maybe
+	q.mu.Unlock()
+	if take {
+		ctx = context.WithoutCancel(ctx)
+		s.crew.Start(func() { s.discard(ctx, q.id, q.token) })
 	}
-	ctx = context.WithoutCancel(ctx)
-	s.crew.Start(func() {
-		for _, c := range q.calls {
-			<-c.done
-			if c.err == nil && c.reply.status == statusDone && c.reply.index != index {
-				_, _ = s.release(ctx, leaseKey{q.id, c.reply.index, q.token})
-			}
-		}
-	})
 }
 
 // mayHold tells of an acquire that is done whether it may have taken the lock.
 func (c *call) mayHold() bool {
-	return judge(c.err) == unknown || c.err == nil && c.reply.status != statusHeld
+	return judge(c.err) == unknown || c.err == nil && (c.reply.status == statusDone || c.reply.status == statusAgain)
 }
 
 // discard releases whatever lease has this token.
@@ -476,6 +802,12 @@ func (e *givenUpError) Unwrap() error { return e.error }
 // errNoAnswer says that an attempt was given up while its caller was still there.
 var errNoAnswer = errors.New("no answer from Redis")
 
+// unheard tells whether nobody waited for the answer.
+func unheard(err error) bool {
+	_, givenUp := errors.AsType[*givenUpError](err)
+	return givenUp || errors.Is(err, errNoAnswer)
+}
+
 // A verdict says what an error tells about a script.
 type verdict int
 
@@ -535,7 +867,7 @@ func notConnected(err error) bool {
 func judgeServer(err redis.Error) verdict {
 	code, _, _ := strings.Cut(err.Error(), " ")
 	switch {
-	case redis.IsAuthError(err), redis.IsPermissionError(err), deniedInScript(err):
+	case redis.IsAuthError(err), redis.IsPermissionError(err), deniedInScript(err), tooManyWords(err):
 		return final
 	case redis.IsMaxClientsError(err), redis.IsReadOnlyError(err), errors.Is(err, redis.Nil):
 		return unreachable // Nil is a sentinel's, that knows of no master
@@ -555,6 +887,11 @@ func deniedInScript(err error) bool {
 	text := err.Error()
 	return strings.Contains(text, "The user executing the script can't") ||
 		strings.Contains(text, "ACL failure in script")
+}
+
+// tooManyWords recognises what Redis says, instead of NOAUTH, to a long command of somebody who did not log in.
+func tooManyWords(err error) bool {
+	return strings.Contains(err.Error(), "unauthenticated multibulk length")
 }
 
 // A keyError says that a key under a name of ours is not ours.

@@ -53,7 +53,7 @@ func TestWire_scriptsDeclareTheirKeysAndAreNotRepeated(t *testing.T) {
 		lease := mustAcquire(t, l, "42", time.Minute)
 		require.NoError(t, l.Renew(t.Context(), lease, time.Minute))
 		require.NoError(t, l.Release(t.Context(), lease))
-		require.Equal(t, map[string]bool{"lock:42": true, "lockindex": true}, seen)
+		require.Equal(t, map[string]bool{"lock:42": true, "lockindex": true, "lock-waiters:42": true}, seen)
 	})
 }
 
@@ -183,7 +183,8 @@ func TestWire_arguments(t *testing.T) {
 		require.Equal(t, []string{
 			fmt.Sprintf(`[2 lock:42 lockindex 1500 %s 0]`, lease.Token),
 			fmt.Sprintf(`[1 lock:42 %d %s 60000]`, lease.Index, lease.Token),
-			fmt.Sprintf(`[1 lock:42 %d %s lock-release]`, lease.Index, lease.Token),
+			fmt.Sprintf(`[3 lock:42 lockindex lock-waiters:42 %d %s lock- %d]`,
+				lease.Index, lease.Token, lease.Index),
 		}, calls)
 	})
 }

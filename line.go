@@ -1,0 +1,624 @@
+package redfour
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	mathrand "math/rand/v2"
+	"time"
+)
+
+// A line is the waiters of one id in one Lock, first come first, and what is known of their
+// lock. It is the member's side of "The queue" in docs/protocol.md, as a small state machine:
+// what happens to it is a method below, called under the subscriber's mu.
+//
+// Attempts belong to the line, not to a waiter: one is in flight at a time, made for whoever
+// is first then. Whatever brings a lease, an attempt, a message or a release in this process, passes
+// one gate (claimLocked) and goes to whoever is first when it comes, or back to Redis. Thus a
+// hundred waiters cost no more than one, and a waiter that leaves takes nothing with it.
+//
+// Answers and messages overtake each other. So a wake-up is a hint that the line should look at its
+// lock, and while an attempt is in flight it is kept (again), because the attempt may have looked before.
+//
+// A line is in subscriber.lines until nothing can come any more that concerns it. If it has
+// waiters, it has an attempt in flight or its timer set.
+type line struct {
+	id      string
+	waiters list.List // of *waiter
+
+	trying  bool // an attempt, or the leave that ends waiting, is in flight or about to be
+	fresh   bool // no attempt has begun yet
+	again   bool // a wake-up came since the attempt began
+	shy     bool // it was an open release: those who are not in the queue go first
+	pending int  // releases with an heir, and late attempts, whose outcome is still to come
+
+	quest    *quest  // the attempts since the last lease that one of them brought
+	failures backoff // since the last answer
+	news     error   // what the last attempt told: a *LockedError, or why there is no answer
+	seen     time.Time
+
+	timer  *time.Timer // the next look; nil before the first
+	due    time.Time   // when that is
+	expiry bool        // it is the end of the holder's lease
+	purges bool        // the attempt that is about to be made is that look
+
+	entry   string    // what stands for the line in the queue
+	queued  bool      // it may be there
+	ours    bool      // a member holds the lock, and when it releases the line is served, or told
+	claimed int64     // no lease up to this index passes the gate any more
+	found   time.Time // up to here the message may come of a grant that was found without it
+	turn    int       // how many more waiters of this process go before those of others
+}
+
+// longestTurn is how many waiters of one process are served before those of others.
+const longestTurn = 16
+
+// A waiter is one call of WaitAcquire.
+type waiter struct {
+	ttl    time.Duration
+	served chan served   // capacity 1: sent once, under the subscriber's mu, when the waiter has left the line
+	place  *list.Element // in the line; nil when it has left
+}
+
+// served is what a waiter gets.
+type served struct {
+	lease *Lease
+	err   error
+}
+
+// first returns the waiter who is first in the line, nil if there is none.
+func (ln *line) first() *waiter {
+	if e := ln.waiters.Front(); e != nil {
+		return e.Value.(*waiter)
+	}
+	return nil
+}
+
+// wait joins the line of id and returns when it is served, or ctx or the Lock ends.
+func (s *subscriber) wait(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
+	ln, w := s.join(id, ttl)
+	select {
+	case got := <-w.served:
+		return got.lease, got.err
+	case <-ctx.Done():
+	case <-s.life.Done():
+	}
+	left, news := s.leave(ln, w)
+	switch {
+	case !left:
+		// Served in the same moment. A lease is never thrown away: the caller has
+		// asked for it, and releases it.
+		got := <-w.served
+		return got.lease, got.err
+	case ctx.Err() == nil:
+		return nil, ErrClosed
+	}
+	return nil, fmt.Errorf("%w: %w", contextError(ctx), news)
+}
+
+// join registers a waiter. For the first in a line it looks at the lock, even while an attempt
+// is in flight: that may have looked before there was anybody to wake.
+func (s *subscriber) join(id string, ttl time.Duration) (*line, *waiter) {
+	w := &waiter{ttl: ttl, served: make(chan served, 1)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ln := s.lines[id]
+	if ln == nil {
+		ln = s.newLineLocked(id)
+	}
+	w.place = ln.waiters.PushBack(w)
+	if ln.first() == w {
+		s.wakeLocked(ln, false)
+	}
+	return ln, w
+}
+
+// newLineLocked makes the line of an id that has none. Nothing that came before can be claimed
+// in it: an earlier line of the id was dropped when it was out of the queue, and whatever
+// it was granted has an index that was seen here. Whatever comes has a greater one.
+func (s *subscriber) newLineLocked(id string) *line {
+	ln := &line{
+		id: id, fresh: true, quest: newQuest(id), news: errNoAnswer,
+		failures: backoff{min: shortestRetry, max: longestRetry},
+		claimed:  s.server.highest.Load(),
+	}
+	s.lines[id] = ln
+	return ln
+}
+
+// leave takes w out of its line, and returns what the line knows of its lock. It
+// returns false if w had been served.
+func (s *subscriber) leave(ln *line, w *waiter) (left bool, news error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w.place == nil {
+		return false, nil
+	}
+	ln.waiters.Remove(w.place)
+	w.place = nil
+	news = ln.news
+	if locked, ok := errors.AsType[*LockedError](news); ok {
+		ttl := max(0, locked.TTL-time.Since(ln.seen)).Truncate(time.Millisecond)
+		news = &LockedError{ID: locked.ID, Index: locked.Index, TTL: ttl}
+	}
+	s.clearLocked(ln)
+	return true, news
+}
+
+// clearLocked does what remains to be done for a line that nobody waits in, if nothing is in flight: it
+// takes it out of the queue, waits for what is still to come, and drops it.
+func (s *subscriber) clearLocked(ln *line) {
+	switch {
+	case ln.trying, ln.waiters.Len() > 0 && s.life.Err() == nil:
+	case ln.queued:
+		s.beginLocked(ln)
+	case ln.pending > 0: // Its outcome clears.
+	case time.Now().Before(ln.found) && s.life.Err() == nil:
+		s.lookInLocked(ln, time.Until(ln.found))
+	default:
+		s.dropLocked(ln)
+	}
+}
+
+// dropLocked forgets a line.
+func (s *subscriber) dropLocked(ln *line) {
+	if s.lines[ln.id] != ln {
+		return // done already, when the Lock was closed
+	}
+	delete(s.lines, ln.id)
+	s.server.abandon(s.life, ln.quest)
+	if ln.timer != nil {
+		ln.timer.Stop()
+	}
+	if len(s.lines) == 0 {
+		s.idleLocked()
+	}
+}
+
+// wake makes the line of id look at its lock, if there is one; after a pause, if it is told
+// to be shy.
+func (s *subscriber) wake(id string, shy bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ln := s.lines[id]; ln != nil {
+		s.wakeLocked(ln, shy)
+	}
+}
+
+// released wakes the line of id because of a message. While it is in the queue behind a member, which would have
+// handed the lock over, that was an open release.
+func (s *subscriber) released(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ln := s.lines[id]; ln != nil {
+		s.wakeLocked(ln, ln.ours && ln.queued)
+	}
+}
+
+func (s *subscriber) wakeLocked(ln *line, shy bool) {
+	switch {
+	case ln.trying:
+		ln.shy = shy && (ln.shy || !ln.again)
+		ln.again = true
+	case shy:
+		s.lookInLocked(ln, shyPause())
+	default:
+		s.beginLocked(ln)
+	}
+}
+
+// shyPause is for how long members leave a lock alone that was released openly.
+func shyPause() time.Duration { return time.Millisecond + mathrand.N(2*time.Millisecond) }
+
+// lookInLocked sets the timer of a line that has no attempt in flight.
+func (s *subscriber) lookInLocked(ln *line, d time.Duration) {
+	ln.due, ln.expiry = time.Now().Add(d), false
+	if ln.timer == nil {
+		ln.timer = time.AfterFunc(d, func() { s.look(ln) })
+	} else {
+		ln.timer.Reset(d)
+	}
+}
+
+// look is called by the timer of ln.
+func (s *subscriber) look(ln *line) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// The timer may have fired while an attempt began, or while ln was dropped.
+	if s.lines[ln.id] == ln && !ln.trying {
+		ln.purges = ln.expiry
+		s.beginLocked(ln)
+	}
+}
+
+func (s *subscriber) beginLocked(ln *line) {
+	if ln.timer != nil {
+		ln.timer.Stop()
+	}
+	ln.trying = true
+	s.crew.Start(func() {
+		for s.attempt(ln) {
+		}
+	})
+}
+
+// attempt makes one attempt for whoever is first in the line, or clears up if
+// nobody is. It reports whether another is to follow at once.
+func (s *subscriber) attempt(ln *line) bool {
+	s.mu.Lock()
+	first := ln.first()
+	if s.life.Err() != nil {
+		first = nil // the Lock is closed, and the waiters are leaving
+	}
+	fresh, purges, was := ln.fresh, ln.purges, ln.queued
+	ln.fresh, ln.purges, ln.again, ln.shy = false, false, false, false
+	if first == nil {
+		defer s.mu.Unlock()
+		return s.leaveLocked(ln)
+	}
+	q, p := ln.quest, place{}
+	if s.hearsLocked() {
+		p = place{s.entryLocked(ln, first.ttl), ln.claimed, purges}
+		ln.queued = true // from the moment that the request leaves
+	}
+	s.mu.Unlock()
+
+	r, err := s.server.try(s.life, q, first.ttl, p, func() { s.comesLate(ln, p) })
+	if err == nil && r.status != statusHeld && r.status != statusQueued {
+		return s.won(ln, first, fresh, q, r)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if unheard(err) {
+		ln.pending++
+	}
+	v := judge(err)
+	ln.queued = was || p.entry != "" && (v == answered || v == unknown)
+	switch {
+	case v == final:
+		if first.place != nil {
+			s.serveLocked(ln, first, served{err: err})
+		}
+		return true
+	case v != answered:
+		return s.failLocked(ln, err)
+	}
+	ln.ours = r.status == statusQueued
+	ln.toldLocked(&LockedError{ID: ln.id, Index: r.index, TTL: r.left})
+	return s.restLocked(ln)
+}
+
+// won ends an attempt, made for w, that has got the lock, or found that the line has it already.
+func (s *subscriber) won(ln *line, w *waiter, fresh bool, q *quest, r reply) bool {
+	y := yield{tried: w}
+	if r.status == statusFound {
+		y.lease, y.granted, y.asked = newLease(ln.id, s.server.grantToken(r.index), w.ttl, r), true, true
+	} else {
+		y.lease, y.quest = newLease(ln.id, q.token, w.ttl, r), q
+		y.lease.Immediate = fresh
+		y.exact = r.status == statusDone // An earlier attempt of the quest may have asked for another ttl.
+	}
+	claimed, err := s.take(ln.id, y)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case err != nil:
+		return s.failLocked(ln, err)
+	case !claimed || ln.waiters.Len() == 0:
+		return true
+	}
+	return s.restLocked(ln)
+}
+
+// comesLate is called when an attempt comes back that nobody waited for. It may have entered the queue.
+func (s *subscriber) comesLate(ln *line, p place) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ln.pending--
+	switch {
+	case p.entry == "", p.entry == ln.entry && ln.waiters.Len() > 0:
+	case p.entry == ln.entry:
+		ln.queued = true
+	default:
+		s.leaveLater(ln.id, p)
+	}
+	s.clearLocked(ln)
+}
+
+// toldLocked notes who holds the lock.
+func (ln *line) toldLocked(by *LockedError) {
+	ln.news, ln.seen, ln.failures.step = by, time.Now(), 0
+}
+
+// restLocked makes the line wait, for a wake-up or for the end of the holder's lease. It returns true if another
+// attempt is to follow instead: the last does not count if nobody is left to wait, nor after a wake-up.
+func (s *subscriber) restLocked(ln *line) bool {
+	if ln.again && !ln.shy || ln.waiters.Len() == 0 || s.life.Err() != nil {
+		return true
+	}
+	s.listenLocked()
+	ln.trying = false
+	if ln.again {
+		s.lookInLocked(ln, shyPause())
+		return false
+	}
+	left := longestLook
+	if locked, ok := errors.AsType[*LockedError](ln.news); ok {
+		left = locked.TTL - time.Since(ln.seen)
+	}
+	s.lookInLocked(ln, min(left, longestLook)+time.Millisecond+mathrand.N(lookJitter))
+	ln.expiry = left <= longestLook
+	return false
+}
+
+// failLocked makes the line try again after a pause.
+func (s *subscriber) failLocked(ln *line, err error) bool {
+	ln.news, ln.seen = err, time.Now()
+	ln.again, ln.shy = false, false // The pause is short enough.
+	if ln.waiters.Len() == 0 || s.life.Err() != nil {
+		return true
+	}
+	ln.trying = false
+	s.lookInLocked(ln, ln.failures.next())
+	return false
+}
+
+// A yield is a lease that somebody of this process has got, and how.
+type yield struct {
+	lease   *Lease
+	exact   bool    // its ttl is known for certain
+	quest   *quest  // whose token it has; nil if it was granted
+	granted bool    // to the member, which was in the queue
+	asked   bool    // and found by asking: the message may still come
+	tried   *waiter // for whom the attempt was made that brought it; nil if none was
+	local   bool    // it was handed over within the process
+}
+
+// take lets a lease through the gate once, however often the process hears of it, and gives it to a waiter.
+func (s *subscriber) take(id string, y yield) (claimed bool, err error) {
+	s.mu.Lock()
+	ln := s.lines[id]
+	if ln != nil && !ln.claimLocked(y) {
+		s.mu.Unlock()
+		return false, nil
+	}
+	s.mu.Unlock()
+	return true, s.give(ln, y)
+}
+
+// give gives a lease that was claimed to whoever is first in the line, for the ttl that he asked for. It goes back to
+// Redis if nobody is there, or if it comes too late, which is an error.
+func (s *subscriber) give(ln *line, y yield) (err error) {
+	for ; ; y.exact = true {
+		s.mu.Lock()
+		if s.giveLocked(ln, y) {
+			s.mu.Unlock()
+			return nil
+		}
+		var w *waiter
+		if ln != nil && s.life.Err() == nil {
+			w = ln.first()
+		}
+		s.mu.Unlock()
+
+		switch {
+		case w == nil:
+		case y.lease.Remaining() <= 0:
+			err = errLate(y.lease.TTL)
+		default:
+			var suited *Lease
+			if suited, err = s.server.suit(s.life, y.lease, w.ttl); err == nil {
+				y.lease = suited
+				continue
+			}
+		}
+		s.server.giveBack(context.WithoutCancel(s.life), y.lease)
+		s.wake(y.lease.ID, false)
+		return err
+	}
+}
+
+// giveLocked is give where nothing needs to be sent.
+func (s *subscriber) giveLocked(ln *line, y yield) bool {
+	if ln == nil || ln.first() == nil || s.life.Err() != nil {
+		return false
+	}
+	w := ln.first()
+	if !y.exact || w.ttl != y.lease.TTL || y.lease.Remaining() <= 0 {
+		return false
+	}
+	y.lease.Immediate = y.lease.Immediate && w == y.tried
+	s.serveLocked(ln, w, served{lease: y.lease})
+	s.heldHereLocked(ln, y)
+	return true
+}
+
+// claimLocked tells whether the lease has not been claimed before, and claims it.
+func (ln *line) claimLocked(y yield) bool {
+	index := y.lease.Index
+	if index <= ln.claimed {
+		return false
+	}
+	ln.claimed = index
+	switch {
+	case y.granted:
+		ln.queued = false // Redis took it out.
+		if y.asked {
+			ln.found = time.Now().Add(y.lease.TTL)
+		}
+	case y.quest.win(index) && y.quest == ln.quest:
+		ln.quest = newQuest(ln.id)
+		if !y.local && y.exact {
+			ln.queued = false // The script took it out.
+		}
+	}
+	if y.local && ln.turn > 0 {
+		ln.turn--
+	} else {
+		ln.turn = min(ln.waiters.Len()-1, longestTurn)
+	}
+	return true
+}
+
+func (s *subscriber) serveLocked(ln *line, w *waiter, what served) {
+	ln.waiters.Remove(w.place)
+	w.place = nil
+	w.served <- what
+}
+
+// heldHereLocked leaves the line to those who wait for the end of a lease that one of them just got. What an attempt
+// looked at before it was claimed does not count. A wake-up that came before the attempt which brought it was
+// about an earlier lease: nobody can have released this one yet.
+func (s *subscriber) heldHereLocked(ln *line, y yield) {
+	ln.ours = true
+	ln.toldLocked(&LockedError{ID: ln.id, Index: y.lease.Index, TTL: y.lease.Remaining()})
+	ln.again, ln.shy = ln.trying && y.tried == nil, false
+	switch {
+	case ln.trying:
+	case ln.waiters.Len() > 0:
+		s.restLocked(ln)
+	default:
+		s.clearLocked(ln)
+	}
+}
+
+// hear takes the message that this member was granted a lock. One that was on its way for longer
+// than the lease lasts only makes the line look, which finds the lease if it is there after all.
+func (s *subscriber) hear(g grant) {
+	y := yield{granted: true}
+	y.lease, y.exact = s.server.lease(g)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ln := s.lines[g.id]
+	switch {
+	case y.lease.Remaining() <= 0:
+		if ln != nil {
+			s.wakeLocked(ln, false)
+		}
+	case ln != nil && (!ln.claimLocked(y) || s.giveLocked(ln, y)):
+	default:
+		s.crew.Start(func() { _ = s.give(ln, y) }) // What is given back wakes the line.
+	}
+}
+
+// An offer is what a release holds out to the waiters of its own process.
+type offer struct {
+	heir
+
+	line  *line // nil: nobody waits
+	quest *quest
+}
+
+// offer returns who is next in the process to get the lock of id. The line lasts until answer is called.
+func (s *subscriber) offer(id string) offer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ln := s.lines[id]
+	if ln == nil || ln.first() == nil || s.life.Err() != nil {
+		return offer{}
+	}
+	ln.pending++
+	w := ln.first()
+	o := offer{line: ln, quest: ln.quest, heir: heir{
+		token: ln.quest.token, ttl: w.ttl, turn: ln.turn > 0, more: ln.waiters.Len() > 1,
+	}}
+	if s.hearsLocked() {
+		o.entry = s.entryLocked(ln, w.ttl)
+	}
+	return o
+}
+
+// answer takes the answer to a release of id. Every answer but "handed to the next waiter" is a wake-up, and so is
+// "granted to another" unless it says that the line is in the queue. If an attempt of unknown outcome may
+// have handed the lock over, and the last has not told, the next attempt of the quest recognises it.
+func (s *subscriber) answer(o offer, id string, r reply, err error, maybe bool) {
+	ln := o.line
+	switch {
+	case ln == nil:
+		s.wake(id, r.status == statusOpen)
+		return
+	case err == nil && (r.status == statusHanded || r.status == statusTaken):
+		y := yield{
+			lease: newLease(id, o.quest.token, o.ttl, r), quest: o.quest,
+			exact: r.status == statusHanded, local: true,
+		}
+		if claimed, err := s.take(id, y); !claimed || err != nil {
+			s.wake(id, false)
+		}
+	case err != nil && maybe:
+		s.server.mayHaveGot(s.life, o.quest)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ln.pending--
+	switch {
+	case err == nil && r.status == statusHanded:
+		if !o.more && ln.entry == o.entry && !ln.trying {
+			ln.queued = false // The script took it out.
+		}
+	case err == nil && r.status == statusGranted:
+		ln.queued = true
+		if r.index > ln.claimed && !ln.trying && ln.waiters.Len() > 0 {
+			ln.ours = true
+			ln.toldLocked(&LockedError{ID: id, Index: r.index, TTL: r.left})
+			s.restLocked(ln)
+		}
+	default:
+		s.wakeLocked(ln, r.status == statusOpen)
+	}
+	s.clearLocked(ln)
+}
+
+// entryLocked returns what stands for the line in the queue. Its ttl is that of whoever is first when it is made, and
+// its number makes it differ from those before: a request to leave that comes late does not take it out.
+func (s *subscriber) entryLocked(ln *line, ttl time.Duration) string {
+	if ln.entry == "" || !ln.queued && !ln.trying && ln.pending == 0 {
+		s.entries++
+		ln.entry = fmt.Sprintf("%s %d %d", s.server.member, ttl.Milliseconds(), s.entries)
+	}
+	return ln.entry
+}
+
+// leaveLocked is the turn of a line's goroutine when nobody waits. It takes the line out of the queue, so that it is not
+// granted a lock for nobody, and returns true if something came up meanwhile.
+func (s *subscriber) leaveLocked(ln *line) bool {
+	if !ln.queued {
+		ln.trying = false
+		s.clearLocked(ln)
+		return false
+	}
+	p := place{entry: ln.entry, claimed: ln.claimed}
+	ln.entry = ""
+	s.mu.Unlock()
+	r, err := s.leaveOnce(ln.id, p)
+	switch {
+	case err == nil && r.status == statusFound:
+		lease := newLease(ln.id, s.server.grantToken(r.index), r.left, r)
+		_, _ = s.take(ln.id, yield{lease: lease, granted: true, asked: true}) // What is given back wakes the line.
+	case judge(err).transient() && s.life.Err() == nil:
+		s.leaveLater(ln.id, p)
+	}
+	s.mu.Lock()
+	ln.queued = false
+	return true
+}
+
+// leaveOnce takes an entry out of the queue.
+func (s *subscriber) leaveOnce(id string, p place) (reply, error) {
+	return s.server.ask(context.WithoutCancel(s.life), patience, newCall(), func(ctx context.Context) (reply, error) {
+		return s.server.leave(ctx, id, p)
+	})
+}
+
+// leaveLater tries for a while to take out an entry that nobody uses any more. If that fails it
+// costs those who wait a message, or nothing once there is no subscription. What was granted to the entry meanwhile
+// may have been claimed in another line, so it is left to the message.
+func (s *subscriber) leaveLater(id string, p place) {
+	s.crew.Start(func() {
+		_ = repeat(s.life, s.life, time.Now().Add(cleanupTime), verdict.transient, func() error {
+			_, err := s.leaveOnce(id, p)
+			return err
+		})
+	})
+}
