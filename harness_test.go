@@ -257,6 +257,18 @@ func (l *link) mute(match func(*linkConn) bool) {
 	}
 }
 
+// holdUp makes the connections that match keep what the server sends to themselves, until the
+// returned function is called.
+func (l *link) holdUp(match func(*linkConn) bool) (resume func()) {
+	gate := make(chan struct{})
+	for _, c := range l.matching(match) {
+		c.mu.Lock()
+		c.heldUp = gate
+		c.mu.Unlock()
+	}
+	return func() { close(gate) }
+}
+
 // A kept is what one write sent, on its way.
 type kept struct {
 	conn net.Conn // nil before the write
@@ -315,6 +327,7 @@ type linkConn struct {
 	mu         sync.Mutex // guards what follows
 	subscribed bool
 	muted      bool
+	heldUp     chan struct{} // closed by the test; nil: it is not
 }
 
 func (c *linkConn) Write(b []byte) (int, error) {
@@ -336,8 +349,11 @@ func (c *linkConn) Read(b []byte) (int, error) {
 	for {
 		n, err := c.Conn.Read(b)
 		c.mu.Lock()
-		muted := c.muted
+		muted, heldUp := c.muted, c.heldUp
 		c.mu.Unlock()
+		if heldUp != nil {
+			<-heldUp
+		}
 		if err != nil || !muted {
 			return n, err
 		}

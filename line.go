@@ -45,6 +45,7 @@ type line struct {
 
 	entry   string    // what stands for the line in the queue
 	queued  bool      // it may be there
+	out     int64     // the index of the last lease that took it out: what an attempt saw before does not count
 	ours    bool      // a member holds the lock, and when it releases the line is served, or told
 	claimed int64     // no lease up to this index passes the gate any more
 	found   time.Time // up to here the message may come of a grant that was found without it
@@ -186,13 +187,13 @@ func (s *subscriber) wake(id string, shy bool) {
 	}
 }
 
-// released wakes the line of id because of a message. While it is in the queue behind a member, which would have
-// handed the lock over, that was an open release.
+// released wakes the line of id because of a message. A member that held the lock would have handed it over, so that
+// was an open release.
 func (s *subscriber) released(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if ln := s.lines[id]; ln != nil {
-		s.wakeLocked(ln, ln.ours && ln.queued)
+		s.wakeLocked(ln, ln.ours)
 	}
 }
 
@@ -251,7 +252,7 @@ func (s *subscriber) attempt(ln *line) bool {
 	if s.life.Err() != nil {
 		first = nil // the Lock is closed, and the waiters are leaving
 	}
-	fresh, purges, was := ln.fresh, ln.purges, ln.queued
+	fresh, purges, queued, out := ln.fresh, ln.purges, ln.queued, ln.out
 	ln.fresh, ln.purges, ln.again, ln.shy = false, false, false, false
 	if first == nil {
 		defer s.mu.Unlock()
@@ -274,7 +275,13 @@ func (s *subscriber) attempt(ln *line) bool {
 		ln.pending++
 	}
 	v := judge(err)
-	ln.queued = was || p.entry != "" && (v == answered || v == unknown)
+	switch {
+	case p.entry == "" || v == unknown:
+	case v == answered:
+		ln.queued = r.index >= ln.out
+	case ln.out == out: // Nothing ran, and nothing happened.
+		ln.queued = queued
+	}
 	switch {
 	case v == final:
 		if first.place != nil {
@@ -293,11 +300,12 @@ func (s *subscriber) attempt(ln *line) bool {
 func (s *subscriber) won(ln *line, w *waiter, fresh bool, q *quest, r reply) bool {
 	y := yield{tried: w}
 	if r.status == statusFound {
-		y.lease, y.granted, y.asked = newLease(ln.id, s.server.grantToken(r.index), w.ttl, r), true, true
+		y.lease, y.asked, y.out = newLease(ln.id, s.server.grantToken(r.index), w.ttl, r), true, true
 	} else {
 		y.lease, y.quest = newLease(ln.id, q.token, w.ttl, r), q
 		y.lease.Immediate = fresh
 		y.exact = r.status == statusDone // An earlier attempt of the quest may have asked for another ttl.
+		y.out = y.exact
 	}
 	claimed, err := s.take(ln.id, y)
 	s.mu.Lock()
@@ -340,6 +348,7 @@ func (s *subscriber) restLocked(ln *line) bool {
 	s.listenLocked()
 	ln.trying = false
 	if ln.again {
+		ln.again, ln.shy = false, false
 		s.lookInLocked(ln, shyPause())
 		return false
 	}
@@ -366,13 +375,13 @@ func (s *subscriber) failLocked(ln *line, err error) bool {
 
 // A yield is a lease that somebody of this process has got, and how.
 type yield struct {
-	lease   *Lease
-	exact   bool    // its ttl is known for certain
-	quest   *quest  // whose token it has; nil if it was granted
-	granted bool    // to the member, which was in the queue
-	asked   bool    // and found by asking: the message may still come
-	tried   *waiter // for whom the attempt was made that brought it; nil if none was
-	local   bool    // it was handed over within the process
+	lease *Lease
+	exact bool    // its ttl is known for certain
+	quest *quest  // whose token it has; nil if the member was granted it
+	asked bool    // it was granted, and found by asking: the message may still come
+	local bool    // it was handed over within the process
+	out   bool    // the script that made it took the line out of the queue
+	tried *waiter // for whom the attempt was made that brought it; nil if none was
 }
 
 // take lets a lease through the gate once, however often the process hears of it, and gives it to a waiter.
@@ -441,17 +450,14 @@ func (ln *line) claimLocked(y yield) bool {
 		return false
 	}
 	ln.claimed = index
-	switch {
-	case y.granted:
-		ln.queued = false // Redis took it out.
-		if y.asked {
-			ln.found = time.Now().Add(y.lease.TTL)
-		}
-	case y.quest.win(index) && y.quest == ln.quest:
+	if y.out {
+		ln.queued, ln.out = false, index
+	}
+	if y.asked {
+		ln.found = time.Now().Add(y.lease.TTL)
+	}
+	if y.quest != nil && y.quest.win(index) && y.quest == ln.quest {
 		ln.quest = newQuest(ln.id)
-		if !y.local && y.exact {
-			ln.queued = false // The script took it out.
-		}
 	}
 	if y.local && ln.turn > 0 {
 		ln.turn--
@@ -486,7 +492,7 @@ func (s *subscriber) heldHereLocked(ln *line, y yield) {
 // hear takes the message that this member was granted a lock. One that was on its way for longer
 // than the lease lasts only makes the line look, which finds the lease if it is there after all.
 func (s *subscriber) hear(g grant) {
-	y := yield{granted: true}
+	y := yield{out: true}
 	y.lease, y.exact = s.server.lease(g)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -539,10 +545,9 @@ func (s *subscriber) answer(o offer, id string, r reply, err error, maybe bool) 
 		s.wake(id, r.status == statusOpen)
 		return
 	case err == nil && (r.status == statusHanded || r.status == statusTaken):
-		y := yield{
-			lease: newLease(id, o.quest.token, o.ttl, r), quest: o.quest,
-			exact: r.status == statusHanded, local: true,
-		}
+		y := yield{lease: newLease(id, o.quest.token, o.ttl, r), quest: o.quest, local: true, exact: r.status == statusHanded}
+		// Where the turn had ended, the queue was searched for others, in vain.
+		y.out = y.exact && o.entry != "" && (!o.more || !o.turn)
 		if claimed, err := s.take(id, y); !claimed || err != nil {
 			s.wake(id, false)
 		}
@@ -554,11 +559,8 @@ func (s *subscriber) answer(o offer, id string, r reply, err error, maybe bool) 
 	ln.pending--
 	switch {
 	case err == nil && r.status == statusHanded:
-		if !o.more && ln.entry == o.entry && !ln.trying {
-			ln.queued = false // The script took it out.
-		}
 	case err == nil && r.status == statusGranted:
-		ln.queued = true
+		ln.queued = ln.queued || r.index >= ln.out
 		if r.index > ln.claimed && !ln.trying && ln.waiters.Len() > 0 {
 			ln.ours = true
 			ln.toldLocked(&LockedError{ID: id, Index: r.index, TTL: r.left})
@@ -595,7 +597,7 @@ func (s *subscriber) leaveLocked(ln *line) bool {
 	switch {
 	case err == nil && r.status == statusFound:
 		lease := newLease(ln.id, s.server.grantToken(r.index), r.left, r)
-		_, _ = s.take(ln.id, yield{lease: lease, granted: true, asked: true}) // What is given back wakes the line.
+		_, _ = s.take(ln.id, yield{lease: lease, asked: true, out: true}) // What is given back wakes the line.
 	case judge(err).transient() && s.life.Err() == nil:
 		s.leaveLater(ln.id, p)
 	}

@@ -1,0 +1,487 @@
+package redfour_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/redfour-go/redfour"
+)
+
+// queued returns the members in the queue of id, first come first.
+func (m *mini) queued(t *testing.T, id string) []string {
+	t.Helper()
+	if !m.Exists("lock-waiters:" + id) {
+		return nil
+	}
+	entries, err := m.List("lock-waiters:" + id)
+	require.NoError(t, err)
+	require.Positive(t, m.TTL("lock-waiters:"+id), "a queue does not last for ever")
+	members := make([]string, 0, len(entries))
+	for _, e := range entries {
+		member, _, _ := strings.Cut(e, " ")
+		members = append(members, member)
+	}
+	return members
+}
+
+// inLine starts a WaitAcquire, and returns when it is in the queue, or behind one that is.
+func inLine(ctx context.Context, t *testing.T, m *mini, l *redfour.Lock, id string, ttl time.Duration) <-chan acquired {
+	t.Helper()
+	got := waitFor(ctx, l, id, ttl)
+	synctest.Wait()
+	pass(time.Millisecond) // A new subscription makes everybody look.
+	synctest.Wait()
+	require.NotEmpty(t, m.queued(t, id))
+	return got
+}
+
+func TestRelease_grantsToTheFirstInTheQueueByAMessage(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		got := inLine(t.Context(), t, m, b, "42", time.Minute)
+		pass(7 * time.Second)
+		sent := way.sent()
+		require.NoError(t, a.Release(t.Context(), lease))
+		r := <-got
+		require.NoError(t, r.err)
+		require.Equal(t, sent, way.sent(), "nothing was asked")
+		require.Greater(t, r.lease.Index, lease.Index)
+		require.Equal(t, m.HGet("lock:42", "token"), r.lease.Token)
+		require.Equal(t, time.Minute, r.lease.TTL)
+		require.InDelta(t, time.Minute, r.lease.Remaining(), float64(time.Millisecond))
+		require.LessOrEqual(t, r.lease.Remaining(), m.TTL("lock:42"))
+		require.Empty(t, m.queued(t, "42"))
+		require.NoError(t, b.Renew(t.Context(), r.lease, time.Hour))
+		require.NoError(t, b.Release(t.Context(), r.lease))
+	})
+}
+
+func TestWaitAcquire_processesAreServedInTheOrderInWhichTheyCame(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		locks := []*redfour.Lock{m.lock(t), m.lock(t), m.lock(t)}
+		lease, holder := mustAcquire(t, locks[0], "42", time.Hour), 0
+		var waiting []<-chan acquired
+		for _, l := range []*redfour.Lock{locks[1], locks[2], locks[0]} {
+			waiting = append(waiting, inLine(t.Context(), t, m, l, "42", time.Hour))
+		}
+		for i, next := range waiting {
+			require.NoError(t, locks[holder].Release(t.Context(), lease))
+			r := <-next
+			require.NoError(t, r.err)
+			lease, holder = r.lease, (i+1)%3
+		}
+	})
+}
+
+// A busy process may serve sixteen of its own waiters before it is somebody else's turn.
+func TestRelease_aTurnEnds(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		busy, other := m.lock(t), m.lock(t)
+		first := mustAcquire(t, other, "42", time.Hour)
+		served := 0
+		for range 50 {
+			go func() {
+				_ = busy.WithLock(t.Context(), "42", time.Hour, func(context.Context, *redfour.Lease) error {
+					served++
+					return nil
+				})
+			}()
+		}
+		synctest.Wait()
+		pass(time.Millisecond)
+		synctest.Wait()
+		got := inLine(t.Context(), t, m, other, "42", time.Hour)
+		require.Len(t, m.queued(t, "42"), 2)
+		require.NoError(t, other.Release(t.Context(), first))
+		r := <-got
+		require.NoError(t, r.err)
+		require.Equal(t, 17, served, "one to begin with, and the turn")
+		require.NoError(t, other.Release(t.Context(), r.lease))
+		synctest.Wait()
+		require.Equal(t, 50, served)
+	})
+}
+
+func TestRelease_skipsWhoDoesNotListenAnyMore(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		dying := new(link)
+		a, b, c := m.lock(t), m.lock(t, dying), m.lock(t)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		inLine(t.Context(), t, m, b, "42", time.Hour)
+		got := inLine(t.Context(), t, m, c, "42", time.Hour)
+		dying.setDown(true)
+		dying.cut(func(*linkConn) bool { return true })
+		synctest.Wait()
+		require.NoError(t, a.Release(t.Context(), lease))
+		r := <-got
+		require.NoError(t, r.err)
+		require.Less(t, r.after, time.Second)
+	})
+}
+
+func TestWaitAcquire_theLastToLeaveLeavesTheQueue(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		l := m.lock(t)
+		mustAcquire(t, m.lock(t), "42", time.Hour)
+		ctx, cancel := context.WithCancel(t.Context())
+		inLine(ctx, t, m, l, "42", time.Hour)
+		second := inLine(t.Context(), t, m, l, "42", time.Hour)
+		require.Len(t, m.queued(t, "42"), 1, "one entry a member")
+		cancel()
+		synctest.Wait()
+		require.Len(t, m.queued(t, "42"), 1)
+		require.NoError(t, l.Close())
+		require.ErrorIs(t, (<-second).err, redfour.ErrClosed)
+		require.Empty(t, m.queued(t, "42"), "when Close returns")
+	})
+}
+
+// The grant is on its way when the last waiter leaves.
+func TestWaitAcquire_aLeaverGivesBackTheGrantThatHeDidNotHear(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b, c := m.lock(t), m.lock(t, way), m.lock(t)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		ctx, cancel := context.WithCancel(t.Context())
+		leaver := inLine(ctx, t, m, b, "42", time.Hour)
+		next := inLine(t.Context(), t, m, c, "42", time.Hour)
+		resume := way.holdUp(isSubscriber)
+		require.NoError(t, a.Release(t.Context(), lease))
+		synctest.Wait()
+		require.Empty(t, next)
+		cancel()
+		require.ErrorIs(t, (<-leaver).err, context.Canceled)
+		r := <-next
+		require.NoError(t, r.err)
+		require.Less(t, r.after, 100*time.Millisecond)
+		resume()
+		synctest.Wait()
+		require.Equal(t, r.lease.Token, m.HGet("lock:42", "token"), "the message that came late changed nothing")
+	})
+}
+
+// Somebody else begins to wait while the grant of one who has left is on its way: it is found by asking, and its
+// message comes later.
+func TestWaitAcquire_aGrantIsClaimedOnce(t *testing.T) {
+	for name, third := range map[string]bool{"by one who waits": true, "when nobody waits": false} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, m *mini) {
+				way := new(link)
+				a, b := m.lock(t), m.lock(t, way)
+				lease := mustAcquire(t, a, "42", time.Hour)
+				ctx, cancel := context.WithCancel(t.Context())
+				inLine(ctx, t, m, b, "42", time.Hour)
+				resume := way.holdUp(isSubscriber)
+				require.NoError(t, a.Release(t.Context(), lease))
+				synctest.Wait()
+				hang := make(chan struct{})
+				way.beforeScript(once(isLeave, func() error { <-hang; return redis.ErrPoolTimeout }))
+				cancel()
+				synctest.Wait()
+				second := waitFor(t.Context(), b, "42", time.Hour)
+				var more <-chan acquired
+				if third {
+					synctest.Wait()
+					more = waitFor(t.Context(), b, "42", time.Hour)
+				}
+				synctest.Wait()
+				close(hang)
+				r := <-second
+				require.NoError(t, r.err)
+				require.Equal(t, m.HGet("lock:42", "token"), r.lease.Token)
+				resume()
+				synctest.Wait()
+				require.Equal(t, m.HGet("lock:42", "token"), r.lease.Token)
+				require.Empty(t, more)
+				require.NoError(t, b.Release(t.Context(), r.lease))
+				if third {
+					require.NoError(t, (<-more).err)
+				}
+			})
+		})
+	}
+}
+
+// A lease that was granted to the member, and that nobody waits behind any more, is still held when somebody new asks.
+func TestWaitAcquire_doesNotClaimWhatItsProcessHolds(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		a, b := m.lock(t), m.lock(t)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		got := inLine(t.Context(), t, m, b, "42", time.Minute)
+		require.NoError(t, a.Release(t.Context(), lease))
+		held := (<-got).lease
+		require.NoError(t, b.Renew(t.Context(), held, time.Hour))
+		pass(10 * time.Minute)
+		second := inLine(t.Context(), t, m, b, "42", time.Minute)
+		pass(time.Minute)
+		require.Empty(t, second)
+		require.NoError(t, b.Release(t.Context(), held))
+		require.NoError(t, (<-second).err)
+	})
+}
+
+// The message is delayed by half the ttl, and by more.
+func TestWaitAcquire_theDeadlineOfAGrantDoesNotDependOnItsMessage(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		got := inLine(t.Context(), t, m, b, "42", 2*time.Second)
+		resume := way.holdUp(isSubscriber)
+		require.NoError(t, a.Release(t.Context(), lease))
+		pass(time.Second)
+		resume()
+		r := <-got
+		require.NoError(t, r.err)
+		require.LessOrEqual(t, r.lease.Remaining(), m.TTL("lock:42"))
+		require.InDelta(t, time.Second, r.lease.Remaining(), float64(10*time.Millisecond))
+	})
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		got := inLine(t.Context(), t, m, b, "42", time.Second)
+		resume := way.holdUp(isSubscriber)
+		require.NoError(t, a.Release(t.Context(), lease))
+		pass(1500 * time.Millisecond)
+		require.False(t, m.Exists("lock:42"))
+		resume()
+		r := <-got
+		require.NoError(t, r.err)
+		require.Equal(t, m.HGet("lock:42", "token"), r.lease.Token)
+		require.InDelta(t, time.Second, r.lease.Remaining(), float64(10*time.Millisecond))
+	})
+}
+
+// Whoever is first when the grant comes wants another ttl than the entry in the queue says.
+func TestWaitAcquire_aGrantGetsTheTTLOfWhoeverTakesIt(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		a, b := m.lock(t), m.lock(t)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		ctx, cancel := context.WithCancel(t.Context())
+		inLine(ctx, t, m, b, "42", time.Minute)
+		got := inLine(t.Context(), t, m, b, "42", time.Hour)
+		cancel()
+		synctest.Wait()
+		require.NoError(t, a.Release(t.Context(), lease))
+		r := <-got
+		require.NoError(t, r.err)
+		require.Equal(t, time.Hour, r.lease.TTL)
+		require.Equal(t, time.Hour, m.TTL("lock:42"))
+	})
+}
+
+// The release hands over, its reply is lost, and it is repeated.
+func TestRelease_handsOverOnceThoughItsReplyIsLost(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Hour)
+		second := inLine(t.Context(), t, m, l, "42", time.Hour)
+		third := inLine(t.Context(), t, m, l, "42", time.Hour)
+		way.afterScript(once(isRelease, lostReply))
+		require.NoError(t, l.Release(t.Context(), lease))
+		r := <-second
+		require.NoError(t, r.err)
+		synctest.Wait()
+		require.Empty(t, third)
+		require.Equal(t, m.HGet("lock:42", "token"), r.lease.Token)
+		require.NoError(t, l.Release(t.Context(), r.lease))
+		require.NoError(t, (<-third).err)
+	})
+}
+
+// The same, but the release is given up: the next attempt finds what it has done.
+func TestRelease_handsOverThoughItNeverHears(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Hour)
+		second := inLine(t.Context(), t, m, l, "42", time.Hour)
+		way.afterScript(func(_ context.Context, cmd redis.Cmder) error {
+			if isRelease(cmd) {
+				return lostReply()
+			}
+			return nil
+		})
+		require.ErrorContains(t, l.Release(t.Context(), lease), "outcome unknown")
+		way.afterScript(nil)
+		r := <-second
+		require.NoError(t, r.err)
+		require.Less(t, r.after, 10*time.Second)
+		require.Equal(t, m.HGet("lock:42", "token"), r.lease.Token)
+	})
+}
+
+// The lease was lost, and whoever waits in the same process has the lock by now.
+func TestRelease_ofALeaseThatTheNextWaiterHasTakenOverIsALoss(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Hour)
+		second := inLine(t.Context(), t, m, l, "42", time.Hour)
+		hang := make(chan struct{})
+		way.afterScript(once(isAcquire, func() error { <-hang; return nil }))
+		m.Del("lock:42")
+		m.Publish("lock-release", "lock:42")
+		pass(10 * time.Millisecond)
+		require.True(t, m.Exists("lock:42"), "the attempt took it, and has not been told")
+		err := l.Release(t.Context(), lease)
+		require.ErrorIs(t, err, redfour.ErrConflict)
+		r := <-second
+		require.NoError(t, r.err)
+		close(hang)
+		synctest.Wait()
+		require.Equal(t, m.HGet("lock:42", "token"), r.lease.Token)
+	})
+}
+
+// listener subscribes to releases as npm redfour does, and to nothing else.
+func listener(t *testing.T, m *mini) <-chan *redis.Message {
+	t.Helper()
+	pubsub := m.client(t).Subscribe(t.Context(), "lock-release")
+	t.Cleanup(func() { _ = pubsub.Close() })
+	_, err := pubsub.Receive(t.Context())
+	require.NoError(t, err)
+	return pubsub.Channel()
+}
+
+// inTurns lets two Locks take turns, and calls between after each hand-over.
+func inTurns(t *testing.T, m *mini, n int, between func(i int)) {
+	t.Helper()
+	locks := []*redfour.Lock{m.lock(t), m.lock(t)}
+	lease := mustAcquire(t, locks[0], "42", time.Hour)
+	for i := range n {
+		got := inLine(t.Context(), t, m, locks[(i+1)%2], "42", time.Hour)
+		require.NoError(t, locks[i%2].Release(t.Context(), lease))
+		between(i + 1)
+		r := <-got
+		require.NoError(t, r.err)
+		lease = r.lease
+	}
+}
+
+func TestRelease_isOpenNowAndThenForThoseWhoAreNotInTheQueue(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		heard := listener(t, m)
+		inTurns(t, m, 130, func(i int) {
+			synctest.Wait()
+			if i%64 != 0 {
+				require.Empty(t, heard)
+				return
+			}
+			require.Len(t, heard, 1)
+			require.Equal(t, "lock:42", (<-heard).Payload)
+			pass(900 * time.Microsecond)
+			require.False(t, m.Exists("lock:42"), "members leave it alone for a moment")
+			pass(2200 * time.Microsecond)
+			synctest.Wait()
+			require.True(t, m.Exists("lock:42"))
+		})
+	})
+}
+
+// Those who are in line behind the holder in its own process do not take what was released for others.
+func TestRelease_isOpenWithinOneProcessToo(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		heard := listener(t, m)
+		l := m.lock(t)
+		lease := mustAcquire(t, l, "42", time.Hour)
+		for i := range 130 {
+			got := inLine(t.Context(), t, m, l, "42", time.Hour)
+			require.NoError(t, l.Release(t.Context(), lease))
+			synctest.Wait()
+			require.Equal(t, (i+1)%64 != 0, m.Exists("lock:42"), "hand-over %d", i+1)
+			r := <-got
+			require.NoError(t, r.err)
+			lease = r.lease
+		}
+		require.Len(t, heard, 2)
+	})
+}
+
+func TestRelease_isNeverOpenInAFleetOfMembers(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		inTurns(t, m, 200, func(int) {
+			synctest.Wait()
+			require.True(t, m.Exists("lock:42"))
+		})
+	})
+}
+
+// Two members look alive to Redis and are not; so is the holder. Each of them alone would cost a ttl.
+func TestWaitAcquire_manyWhoDiedAtOnceCostOneTTLTogether(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		mustAcquire(t, m.lock(t), "42", time.Minute)
+		for range 2 {
+			way := new(link)
+			inLine(t.Context(), t, m, m.lock(t, way), "42", time.Minute)
+			way.mute(func(*linkConn) bool { return true })
+			way.setDown(true)
+			way.beforeScript(func(context.Context, redis.Cmder) error { return redis.ErrPoolTimeout })
+		}
+		first := inLine(t.Context(), t, m, m.lock(t), "42", time.Second)
+		second := inLine(t.Context(), t, m, m.lock(t), "42", time.Second)
+		var r acquired
+		select {
+		case r = <-first:
+		case r = <-second:
+		}
+		require.NoError(t, r.err)
+		require.Less(t, r.after, 61*time.Second)
+		synctest.Wait()
+		pass(5 * time.Millisecond)
+		require.Len(t, m.queued(t, "42"), 1, "the other came again")
+	})
+}
+
+// Every answer to a release that is not "handed to the next" is a wake-up. Here the waiter comes when the release has
+// left, so it is not named; it looks before the release has run; and there is no subscription yet.
+func TestRelease_itsAnswerWakesWhoeverCameMeanwhile(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Hour)
+		hang := make(chan struct{})
+		way.beforeScript(once(isRelease, func() error { <-hang; return nil }))
+		released := make(chan error, 1)
+		go func() { released <- l.Release(t.Context(), lease) }()
+		synctest.Wait()
+		way.setDown(true)
+		got := waitFor(t.Context(), l, "42", time.Hour)
+		synctest.Wait()
+		close(hang)
+		require.NoError(t, <-released)
+		r := <-got
+		require.NoError(t, r.err)
+		require.Zero(t, r.after)
+	})
+}
+
+func TestWaitAcquire_ignoresMessagesThatAreNoGrants(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		l := m.lock(t)
+		mustAcquire(t, m.lock(t), "42", time.Hour)
+		got := inLine(t.Context(), t, m, l, "42", time.Hour)
+		inbox := "lock-grant:" + m.queued(t, "42")[0]
+		for _, text := range []string{
+			"", "1", "1 2 3", "x 2 3 lock:42", "1 x 3 lock:42", "1 2 x lock:42", "-1 2 3 lock:42", "1 0 3 lock:42",
+			"4503599627370496 1000 1 lock:42", "1 9223372036854775807 1 lock:42", "1 1000 1 other:42",
+			"1 1000 1 lock:42", // an old one
+			fmt.Sprintf("%d 1000 1 lock:nobody waits here", time.Now().UnixMicro()),
+		} {
+			require.Equal(t, 1, m.Publish(inbox, text))
+		}
+		synctest.Wait()
+		require.Empty(t, got)
+	})
+}
