@@ -152,9 +152,9 @@ func (s *subscriber) leave(ln *line, w *waiter) (left bool, news error) {
 func (s *subscriber) clearLocked(ln *line) {
 	switch {
 	case ln.trying, ln.waiters.Len() > 0 && s.life.Err() == nil:
+	case ln.pending > 0: // It may enter the queue yet, and its outcome clears.
 	case ln.queued:
 		s.beginLocked(ln)
-	case ln.pending > 0: // Its outcome clears.
 	case time.Now().Before(ln.found) && s.life.Err() == nil:
 		s.lookInLocked(ln, time.Until(ln.found))
 	default:
@@ -267,7 +267,7 @@ func (s *subscriber) attempt(ln *line) bool {
 
 	r, err := s.server.try(s.life, q, first.ttl, p, func() { s.comesLate(ln, p) })
 	if err == nil && r.status != statusHeld && r.status != statusQueued {
-		return s.won(ln, first, fresh, q, r)
+		return s.won(ln, first, fresh, q, p, r)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -297,15 +297,17 @@ func (s *subscriber) attempt(ln *line) bool {
 }
 
 // won ends an attempt, made for w, that has got the lock, or found that the line has it already.
-func (s *subscriber) won(ln *line, w *waiter, fresh bool, q *quest, r reply) bool {
+func (s *subscriber) won(ln *line, w *waiter, fresh bool, q *quest, p place, r reply) bool {
 	y := yield{tried: w}
 	if r.status == statusFound {
 		y.lease, y.asked, y.out = newLease(ln.id, s.server.grantToken(r.index), w.ttl, r), true, true
 	} else {
 		y.lease, y.quest = newLease(ln.id, q.token, w.ttl, r), q
 		y.lease.Immediate = fresh
-		y.exact = r.status == statusDone // An earlier attempt of the quest may have asked for another ttl.
-		y.out = y.exact
+		// If it had the lock already, an earlier attempt may have asked for another ttl, and a hand-over leaves the
+		// line in the queue.
+		y.exact = r.status == statusDone
+		y.out = y.exact && p.entry != ""
 	}
 	claimed, err := s.take(ln.id, y)
 	s.mu.Lock()
@@ -313,8 +315,8 @@ func (s *subscriber) won(ln *line, w *waiter, fresh bool, q *quest, r reply) boo
 	switch {
 	case err != nil:
 		return s.failLocked(ln, err)
-	case !claimed || ln.waiters.Len() == 0:
-		return true
+	case !claimed:
+		return true // It was claimed meanwhile, so the line is not in the queue.
 	}
 	return s.restLocked(ln)
 }
@@ -557,6 +559,9 @@ func (s *subscriber) answer(o offer, id string, r reply, err error, maybe bool) 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ln.pending--
+	if maybe && o.entry != "" {
+		ln.queued = true
+	}
 	switch {
 	case err == nil && r.status == statusHanded:
 	case err == nil && r.status == statusGranted:
@@ -585,13 +590,13 @@ func (s *subscriber) entryLocked(ln *line, ttl time.Duration) string {
 // leaveLocked is the turn of a line's goroutine when nobody waits. It takes the line out of the queue, so that it is not
 // granted a lock for nobody, and returns true if something came up meanwhile.
 func (s *subscriber) leaveLocked(ln *line) bool {
-	if !ln.queued {
+	if !ln.queued || ln.pending > 0 {
 		ln.trying = false
 		s.clearLocked(ln)
 		return false
 	}
 	p := place{entry: ln.entry, claimed: ln.claimed}
-	ln.entry = ""
+	ln.entry, ln.queued = "", false // What enters from now on has another entry.
 	s.mu.Unlock()
 	r, err := s.leaveOnce(ln.id, p)
 	switch {
@@ -602,7 +607,6 @@ func (s *subscriber) leaveLocked(ln *line) bool {
 		s.leaveLater(ln.id, p)
 	}
 	s.mu.Lock()
-	ln.queued = false
 	return true
 }
 

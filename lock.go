@@ -26,17 +26,20 @@
 // Renew and Release its text says "outcome unknown" if the call may have had its
 // effect. A caller whose context ends returns at once (from Release within 100 ms, from
 // WithLock when its function has returned), and what an attempt to acquire may still
-// bring is given back in the background. The one gap: a request that the network
-// delays until after all of that takes the lock for nobody, for one ttl.
+// bring is given back in the background. The gaps: a request that the network
+// delays until after all of that takes the lock for nobody, for one ttl; and so does a process that is
+// frozen when the lock is handed over to it.
 //
 // # Waiting
 //
-// A waiter hears of a release by a message on one subscription for each [Lock], whatever the
-// number of ids. Messages are hints: each id also looks at its lock when the
-// holder's lease ends, after every reconnection, and every 30 s, so waiting works,
-// more slowly, without any. The waiters of one id in one Lock form a queue
-// and cost no more than one. Between processes there is no order. Waiting holds
-// no connection of the client's pool.
+// A release hands the lock over: to the next waiter of the same [Lock], or to the first in a queue
+// in Redis, in the same script. So the waiters of one id in one Lock are served first come, first
+// served, and cost no more than one; a Lock that is released with waiters left serves up to
+// 16 of them before it is another's turn; and between Locks it goes round. Who has died is skipped: whoever
+// no longer listens to the subscription that each Lock keeps while it waits, whatever the number of ids. Messages
+// are hints all the same: each id also looks at its lock when the holder's lease ends, after every
+// reconnection, and every 30 s, so waiting works, more slowly and without an order, without any. Waiting holds no
+// connection of the client's pool.
 //
 // # Fencing
 //
@@ -57,7 +60,8 @@
 //
 // Locks are shared with the npm packages redfour (all versions) and, outside
 // Cluster, ioredfour: each side waits for, takes, renews and releases beside the
-// other, in the same namespace. The object that they return decodes into a [Lease]. Leases
+// other, in the same namespace. They know of no queue: while they listen, every 64th hand-over
+// is left to them. The object that they return decodes into a [Lease]. Leases
 // of theirs have no token, so their index alone proves ownership; and their
 // indexes grow only while the counter survives.
 package redfour
@@ -371,8 +375,8 @@ func wrap(op, id string, err error) error {
 }
 
 // WaitAcquire takes the lock of id for ttl, and waits for it until ctx ends. The
-// waiters of one id in one Lock are served first come, first served; between
-// processes whoever comes first after a release wins. [Lease.Immediate] tells
+// waiters of one id in one Lock are served first come, first served; between Locks
+// it goes round (see Waiting above). [Lease.Immediate] tells
 // whether the first attempt got it, which is one round trip. The ttl and the id are
 // as for [Lock.Acquire].
 //

@@ -517,7 +517,6 @@ func TestReal_missingPermissionsAreErrorsAtOnce(t *testing.T) {
 		{"scripts", []any{"~*", "&*", "+@all", "-@scripting"}, all},
 		{"PTTL", []any{"~*", "&*", "+@all", "-pttl"}, all},
 		{"HMGET", []any{"~*", "&*", "+@all", "-hmget"}, all[2:]},
-		{"GET", []any{"~*", "&*", "+@all", "-get"}, all[:2]},
 		{"TIME", []any{"~*", "&*", "+@all", "-time"}, all[:2]},
 		{"SET", []any{"~*", "&*", "+@all", "-set"}, all[:2]},
 		{"HSET", []any{"~*", "&*", "+@all", "-hset"}, all[:2]},
@@ -790,7 +789,7 @@ func TestRealRights_aRefusalIsNotAForeignKey(t *testing.T) {
 	server := redistest.Start(t)
 	admin := server.Client(t)
 	mustAcquire(t, newLock(t, admin), "held", time.Minute)
-	for denied, id := range map[string]string{"-get": "free", "-hmget": "held"} {
+	for denied, id := range map[string]string{"-set": "free", "-hmget": "held"} {
 		require.NoError(t, admin.Do(t.Context(), "ACL", "SETUSER", "app", "reset", "on", ">secret", "~*", "&*", "+@all", denied).Err())
 		o := server.Options()
 		o.Username, o.Password = "app", "secret"

@@ -73,8 +73,9 @@ func (n names) id(key string) (string, bool) { return strings.CutPrefix(key, n.n
 // queue is dropped instead, and whoever lives is told to come again: many that died at once cost one ttl together.
 //
 // SET comes first, because a server that is full refuses it there, and lets pass what follows
-// a write. The first PEXPIRE changes nothing: it fails where an ACL refuses the second, which
-// would leave a lock for ever.
+// a write. It reads the counter as well: what is no counter is put back. Nearly always the clock is ahead, and
+// the index is in the counter already. Where an ACL refuses PEXPIRE, a lock would stay for ever: it is deleted or, where that is
+// refused as well, replaced by what has expired long ago.
 var acquireScript = newScript(`
 local left = redis.call("PTTL", KEYS[1])
 local entry = ARGV[4]
@@ -101,23 +102,30 @@ if left ~= -2 then
   return {held[2] and 3 or 0, index, left, now}
 end
 
-local last = redis.pcall("GET", KEYS[2]) or "0"
+local time = redis.call("TIME")
+local now = time[1] * 1000000 + time[2]
+local id = time[1] .. string.sub("00000" .. time[2], -6)
+local last = redis.pcall("SET", KEYS[2], id, "GET") or "0"
 if type(last) ~= "string" then
   local kind = redis.call("TYPE", KEYS[2]).ok
   if kind == "string" or kind == "none" then return last end
   return redis.error_reply("REDFOUR 2 " .. kind)
 end
-if not string.match(last, "^%d+$") then return redis.error_reply("REDFOUR 2 string without a number") end
-local time = redis.call("TIME")
-local now = time[1] * 1000000 + time[2]
-local index = math.max(tonumber(last) + 1, now, tonumber(ARGV[3]) + 1)
-if index >= 2^53 then return redis.error_reply("REDFOUR 2 number beyond 2^53") end
+local index = math.max(now, tonumber(ARGV[3]) + 1)
+local number = string.find(last, "^%d+$")
+if not number or tonumber(last) >= index then
+  index = number and tonumber(last) + 1 or 2^53
+  if index >= 2^53 then
+    redis.call("SET", KEYS[2], last)
+    return redis.error_reply("REDFOUR 2 " .. (number and "number beyond 2^53" or "string without a number"))
+  end
+end
+if index > now then
+  id = string.format("%.0f", index)
+  redis.call("SET", KEYS[2], id)
+end
 
-local id = string.format("%.0f", index)
-redis.call("SET", KEYS[2], id)
-redis.call("PEXPIRE", KEYS[1], ARGV[1])
-
-local purged
+local token, ttl, inbox, purged = ARGV[2], ARGV[1]
 if entry and ARGV[7] == "1" then
   purged = redis.pcall("DEL", KEYS[3]) == 1
 elseif entry then
@@ -125,26 +133,34 @@ elseif entry then
   for _ = 1, 100 do
     e = redis.pcall("LPOP", KEYS[3])
     if type(e) ~= "string" or e == entry then break end
-    local member, ttl = string.match(e, "^(%S+) (%d+)")
-    local inbox = ARGV[8] .. "grant:" .. (member or "")
-    local live = member and member ~= ARGV[5] and redis.pcall("PUBSUB", "NUMSUB", inbox)
+    local member, its = string.match(e, "^(%S+) (%d+)")
+    local live = member and member ~= ARGV[5] and redis.pcall("PUBSUB", "NUMSUB", ARGV[8] .. "grant:" .. member)
     if live and not live.err and live[2] > 0 then
-      redis.call("HSET", KEYS[1], "index", id, "token", member .. ":" .. id)
-      redis.call("PEXPIRE", KEYS[1], ttl)
-      if not redis.pcall("LPOS", KEYS[3], entry) then redis.pcall("RPUSH", KEYS[3], entry) end
-      redis.pcall("PEXPIRE", KEYS[3], ttl + 60000)
-      local grant = id .. " " .. ttl .. " " .. string.format("%.0f", now) .. " " .. KEYS[1]
-      if type(redis.pcall("PUBLISH", inbox, grant)) == "number" then return {3, index, tonumber(ttl), now} end
+      token, ttl, inbox = member .. ":" .. id, its, ARGV[8] .. "grant:" .. member
       break
     end
   end
-  if e and e ~= entry then redis.pcall("LREM", KEYS[3], 1, entry) end
+  if e and e ~= entry and not inbox then redis.pcall("LREM", KEYS[3], 1, entry) end
 end
 
-redis.call("HSET", KEYS[1], "index", id, "token", ARGV[2])
-redis.call("PEXPIRE", KEYS[1], ARGV[1])
-if purged then redis.pcall("PUBLISH", ARGV[8] .. "release", KEYS[1]) end
-return {1, index, tonumber(ARGV[1]), now}
+redis.call("HSET", KEYS[1], "index", id, "token", token)
+local expires = redis.pcall("PEXPIRE", KEYS[1], ttl)
+if expires ~= 1 then
+  if redis.pcall("DEL", KEYS[1]) ~= 1 then redis.call("SET", KEYS[1], "", "PXAT", 1) end
+  return expires
+end
+if inbox then
+  if not redis.pcall("LPOS", KEYS[3], entry) then redis.pcall("RPUSH", KEYS[3], entry) end
+  redis.pcall("PEXPIRE", KEYS[3], ttl + 60000)
+  local grant = id .. " " .. ttl .. " " .. string.format("%.0f", now) .. " " .. KEYS[1]
+  if type(redis.pcall("PUBLISH", inbox, grant)) == "number" then return {3, index, tonumber(ttl), now} end
+  redis.pcall("LREM", KEYS[3], 1, entry)
+  redis.call("HSET", KEYS[1], "token", ARGV[2])
+  redis.call("PEXPIRE", KEYS[1], ARGV[1])
+elseif purged then
+  redis.pcall("PUBLISH", ARGV[8] .. "release", KEYS[1])
+end
+return {1, index, 0, 0}
 `)
 
 // leaveScript takes an entry out of the queue.
@@ -425,10 +441,19 @@ func (s *server) acquire(ctx context.Context, id, token string, ttl time.Duratio
 			ttl.Milliseconds(), token, s.highest.Load(),
 			p.entry, s.member, p.claimed, flag(p.expiry), s.names.channels())
 		if !s.isRefused(err) {
-			return r, err
+			return r.lasting(ttl), err
 		}
 	}
-	return s.run(ctx, acquireScript, keys, ttl.Milliseconds(), token, s.highest.Load())
+	r, err := s.run(ctx, acquireScript, keys, ttl.Milliseconds(), token, s.highest.Load())
+	return r.lasting(ttl), err
+}
+
+// lasting returns the reply to an acquire, which leaves out how long a new lease lasts.
+func (r reply) lasting(ttl time.Duration) reply {
+	if r.status == statusDone {
+		r.left = ttl
+	}
+	return r
 }
 
 func flag(b bool) string {
@@ -523,7 +548,9 @@ func (s *server) run(ctx context.Context, sc *script, keys []string, argv ...any
 	// Whoever set the expiry of a foreign lock may have set more than a Duration holds.
 	left := time.Duration(min(values[2], math.MaxInt64/int64(time.Millisecond))) * time.Millisecond
 	r := reply{status: values[0], index: values[1], left: left, sent: sent}
-	s.observe(r.index)
+	if r.status != statusGranted { // It may be this member's own, and must not look as if it had been claimed.
+		s.observe(r.index)
+	}
 	if micros := values[3]; micros > 0 {
 		s.clock.Store(&reading{sent, micros})
 	}
