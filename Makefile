@@ -78,6 +78,10 @@ faults_length = $(if $(MINUTES),-test.timeout=0 -minutes=$(MINUTES) -test.run='^
 faults: tools ## attack the library with faults, and broken libraries with its judge (6 minutes; SEED=1 MINUTES=30)
 	@binary=$$(mktemp) && trap "rm -f $$binary" EXIT && cd faults && go test -c -o $$binary . && $$binary -test.count=1 -seed=$(SEED) $(faults_length)
 
+.PHONY: model
+model: ## check the model of the queue, and that it fails without each of its rules (3 minutes; needs spin and a C compiler)
+	@docs/model/check.sh
+
 # A golangci-lint cannot check code for a newer Go than it was built with, so each Go has its own. The first build takes minutes.
 golangci_lint := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/redfour/$(GOLANGCI_LINT_VERSION)-$(shell go env GOVERSION)/golangci-lint
 config = --config=$(CURDIR)/.github/golangci.yml
