@@ -64,9 +64,11 @@ async function contend({ id, ttl, patience, who, inside, entries }) {
   const enter = call(resource, 'eval');
   const leave = call(resource, 'decr');
   const end = Date.now() + patience;
-  let sections = 0;
+  let sections = 0, longest = 0;
   for (let left = patience; left > 0; left = end - Date.now()) {
+    const from = Date.now();
     const lease = await waitAcquire(id, ttl, left);
+    longest = Math.max(longest, Date.now() - from);
     if (!lease.success) continue;
     await enter(scripts.enter, 2, inside, entries, who, lease.index);
     await leave(inside);
@@ -75,7 +77,20 @@ async function contend({ id, ttl, patience, who, inside, entries }) {
     sections++;
   }
   await call(resource, 'quit')();
-  return { sections };
+  return { sections, longest };
+}
+
+// acquireMany takes n locks, one after the other, and releaseMany gives them back: the server counts what that costs it.
+const many = [];
+
+async function acquireMany({ id, ttl, count }) {
+  for (let i = 0; i < count; i++) many.push(await acquire(`${id} ${i}`, ttl));
+  return many.every(lease => lease.success);
+}
+
+async function releaseMany() {
+  for (const lease of many.splice(0)) await release(lease);
+  return true;
 }
 
 const actions = {
@@ -83,7 +98,9 @@ const actions = {
   release: ({ lease }) => release(lease),
   wait,
   renew,
-  contend
+  contend,
+  acquireMany,
+  releaseMany
 };
 
 function fail(err) {

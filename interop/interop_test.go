@@ -123,16 +123,21 @@ func contend(ctx context.Context, lock *redfour.Lock, resource *redis.Client, wh
 			return err
 		}
 		section := context.WithoutCancel(ctx) // A section that has begun is finished.
-		if err := resource.Eval(section, enter, []string{inside, entries}, who, lease.Index).Err(); err != nil {
-			return err
-		}
-		if err := resource.Decr(section, inside).Err(); err != nil {
+		if err := enterAndLeave(section, resource, who, lease.Index); err != nil {
 			return err
 		}
 		if err := lock.Release(section, lease); err != nil {
 			return err
 		}
 	}
+}
+
+// enterAndLeave is one section.
+func enterAndLeave(ctx context.Context, resource *redis.Client, who string, index int64) error {
+	if err := resource.Eval(ctx, enter, []string{inside, entries}, who, index).Err(); err != nil {
+		return err
+	}
+	return resource.Decr(ctx, inside).Err()
 }
 
 // requireExclusive checks what the contenders have written down.

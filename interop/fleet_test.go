@@ -1,0 +1,180 @@
+package interop_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/redfour-go/redfour"
+)
+
+// A fleet is some Locks, each with waiters that go through one section after the other.
+type fleet struct {
+	group   sync.WaitGroup
+	mu      sync.Mutex // guards what follows
+	longest time.Duration
+	counts  []int // sections of each waiter
+}
+
+const (
+	fleetLocks   = 3
+	fleetWaiters = 8 // of each Lock
+)
+
+// startFleet starts a fleet, which works until ctx ends.
+func startFleet(ctx context.Context, s scene) *fleet {
+	f := new(fleet)
+	for i := range fleetLocks {
+		lock := newLock(s.t, s.server)
+		for range fleetWaiters {
+			f.group.Go(func() { f.work(ctx, s, lock, fmt.Sprintf("go-%d", i+1)) })
+		}
+	}
+	return f
+}
+
+func (f *fleet) work(ctx context.Context, s scene, lock *redfour.Lock, who string) {
+	sections, longest := 0, time.Duration(0)
+	for ctx.Err() == nil {
+		from := time.Now()
+		lease, err := lock.WaitAcquire(ctx, id, longTTL)
+		longest = max(longest, time.Since(from))
+		if err != nil {
+			assert.ErrorIs(s.t, err, ctx.Err())
+			break
+		}
+		section := context.WithoutCancel(ctx) // A section that has begun is finished.
+		assert.NoError(s.t, enterAndLeave(section, s.redis, who, lease.Index))
+		assert.NoError(s.t, lock.Release(section, lease))
+		sections++
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.longest = max(f.longest, longest)
+	f.counts = append(f.counts, sections)
+}
+
+// stopped waits for the end of the fleet, and returns how many sections it went through.
+func (f *fleet) stopped() (sections int) {
+	f.group.Wait()
+	for _, n := range f.counts {
+		sections += n
+	}
+	return sections
+}
+
+// Npm clients are told of open releases only, which a busy fleet makes now and then. So each side waits for a
+// bounded time: two seconds are many times what it takes, on a machine that has a core for each process.
+func TestFleet_npmAndGoWaitForABoundedTime(t *testing.T) {
+	forEachLibrary(t, func(s scene) {
+		const duration, bound = 5 * time.Second, 2 * time.Second
+		second := startPeer(s.t, s.node.library, s.server.Addr())
+		ctx, cancel := context.WithTimeout(s.t.Context(), duration)
+		defer cancel()
+		f := startFleet(ctx, s)
+		for _, messages := range []<-chan message{s.node.contend(duration, "node-1"), second.contend(duration, "node-2")} {
+			var did struct{ Sections, Longest int64 }
+			require.NoError(s.t, json.Unmarshal(s.node.replyFrom(messages), &did))
+			s.t.Logf("a process with npm: %d sections, longest wait %d ms", did.Sections, did.Longest)
+			require.Positive(s.t, did.Sections)
+			require.Less(s.t, did.Longest, bound.Milliseconds())
+		}
+		sections := f.stopped()
+		s.t.Logf("%d waiters in Go: %d sections, longest wait %v", len(f.counts), sections, f.longest)
+		require.Less(s.t, f.longest, bound)
+		require.Positive(s.t, slices.Min(f.counts))
+		requireExclusive(s)
+	})
+}
+
+// A fleet without npm clients hands over only. A monitor, which is no npm client, does not change that.
+func TestFleet_withoutNPMMakesNoOpenRelease(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	releases := s.redis.PSubscribe(t.Context(), namespace+"-*")
+	t.Cleanup(func() { _ = releases.Close() })
+	_, err := releases.Receive(t.Context())
+	require.NoError(t, err)
+	heard := releases.Channel(redis.WithChannelSize(100_000))
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	sections := startFleet(ctx, s).stopped()
+	open := 0
+	for range len(heard) {
+		if m := <-heard; m.Channel == namespace+"-release" {
+			open++
+		}
+	}
+	t.Logf("%d sections, %d messages on the release channel", sections, open)
+	require.Greater(t, sections, 640)
+	// At the beginning and at the end nobody waits.
+	require.Less(t, open, sections/128)
+}
+
+// TestCosts_onTheServer compares what one script costs the server. The bounds are generous, because machines are noisy: the
+// figures are in the log.
+func TestCosts_onTheServer(t *testing.T) {
+	requireNode(t)
+	s := newScene(t)
+	s.node = startPeer(t, "redfour", s.server.Addr())
+	const rounds, count = 30, 200
+	costs := make(map[string][]float64)
+	spend := func(what string, do func()) {
+		require.NoError(t, s.redis.ConfigResetStat(t.Context()).Err())
+		do()
+		costs[what] = append(costs[what], scriptCost(s))
+	}
+	leases := make([]*redfour.Lease, count)
+	node := func(r request) {
+		require.JSONEq(t, "true", string(s.node.replyFrom(s.node.send(r))))
+	}
+	for range rounds {
+		spend("npm acquire", func() { node(request{Do: "acquireMany", TTL: longTTL.Milliseconds(), Count: count}) })
+		spend("npm release", func() { node(request{Do: "releaseMany"}) })
+		spend("acquire", func() {
+			for i := range leases {
+				lease, err := s.lock.Acquire(t.Context(), fmt.Sprint(id, i), longTTL)
+				require.NoError(t, err)
+				leases[i] = lease
+			}
+		})
+		spend("renew", func() {
+			for _, lease := range leases {
+				s.renew(lease, longTTL)
+			}
+		})
+		spend("release", func() {
+			for _, lease := range leases {
+				s.release(lease)
+			}
+		})
+	}
+	median := func(what string) float64 {
+		slices.Sort(costs[what])
+		return costs[what][rounds/2]
+	}
+	scale := 3.1 / median("npm acquire")
+	for _, what := range []string{"npm acquire", "npm release", "acquire", "renew", "release"} {
+		t.Logf("%-12s %.2f µs; %.2f where npm's acquire is 3.1", what, median(what), scale*median(what))
+	}
+	require.Less(t, scale*median("acquire"), 6.2)
+	require.Less(t, scale*median("release"), 6.2)
+}
+
+// scriptCost returns how many µs a script has cost since the statistics were reset.
+func scriptCost(s scene) float64 {
+	info := s.redis.InfoMap(s.t.Context(), "commandstats")
+	require.NoError(s.t, info.Err())
+	var calls, usec float64
+	_, err := fmt.Sscanf(info.Item("Commandstats", "cmdstat_evalsha"), "calls=%f,usec=%f,", &calls, &usec)
+	require.NoError(s.t, err)
+	return usec / calls
+}
