@@ -548,8 +548,7 @@ func (s *subscriber) answer(o offer, id string, r reply, err error, maybe bool) 
 		return
 	case err == nil && (r.status == statusHanded || r.status == statusTaken):
 		y := yield{lease: newLease(id, o.quest.token, o.ttl, r), quest: o.quest, local: true, exact: r.status == statusHanded}
-		// Where the turn had ended, the queue was searched for others, in vain.
-		y.out = y.exact && o.entry != "" && (!o.more || !o.turn)
+		y.out = y.exact && o.entry != "" && !o.more
 		if claimed, err := s.take(id, y); !claimed || err != nil {
 			s.wake(id, false)
 		}

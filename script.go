@@ -92,7 +92,7 @@ if left ~= -2 then
   local time = redis.call("TIME")
   local now = time[1] * 1000000 + time[2]
   if held[2] == ARGV[2] then return {2, index, left, now} end
-  if held[2] == ARGV[5] .. ":" .. held[1] and index > tonumber(ARGV[6]) then return {4, index, left, now} end
+  if held[2] == ARGV[5] .. ":" .. (held[1] or "") and index > tonumber(ARGV[6]) then return {4, index, left, now} end
   local place = redis.pcall("LPOS", KEYS[3], entry) or redis.pcall("RPUSH", KEYS[3], entry)
   if type(place) == "table" then
     if string.find(place.err, "READONLY") then return place end
@@ -133,8 +133,9 @@ elseif entry then
   for _ = 1, 100 do
     e = redis.pcall("LPOP", KEYS[3])
     if type(e) ~= "string" or e == entry then break end
-    local member, its = string.match(e, "^(%S+) (%d+)")
-    local live = member and member ~= ARGV[5] and redis.pcall("PUBSUB", "NUMSUB", ARGV[8] .. "grant:" .. member)
+    local member, its = string.match(e, "^(%S+) ([1-9]%d*)")
+    local live = member and #its < 14 and member ~= ARGV[5]
+      and redis.pcall("PUBSUB", "NUMSUB", ARGV[8] .. "grant:" .. member)
     if live and not live.err and live[2] > 0 then
       token, ttl, inbox = member .. ":" .. id, its, ARGV[8] .. "grant:" .. member
       break
@@ -150,10 +151,12 @@ if expires ~= 1 then
   return expires
 end
 if inbox then
-  if not redis.pcall("LPOS", KEYS[3], entry) then redis.pcall("RPUSH", KEYS[3], entry) end
+  local place = redis.pcall("LPOS", KEYS[3], entry) or redis.pcall("RPUSH", KEYS[3], entry)
   redis.pcall("PEXPIRE", KEYS[3], ttl + 60000)
   local grant = id .. " " .. ttl .. " " .. string.format("%.0f", now) .. " " .. KEYS[1]
-  if type(redis.pcall("PUBLISH", inbox, grant)) == "number" then return {3, index, tonumber(ttl), now} end
+  if type(redis.pcall("PUBLISH", inbox, grant)) == "number" then
+    return {type(place) == "number" and 3 or 0, index, tonumber(ttl), now}
+  end
   redis.pcall("LREM", KEYS[3], 1, entry)
   redis.call("HSET", KEYS[1], "token", ARGV[2])
   redis.call("PEXPIRE", KEYS[1], ARGV[1])
@@ -173,7 +176,7 @@ return {1, index, 0, 0}
 var leaveScript = newScript(`
 redis.call("LREM", KEYS[2], 1, ARGV[1])
 local held = redis.call("HMGET", KEYS[1], "index", "token")
-if held[2] and held[2] == ARGV[2] .. ":" .. held[1] and tonumber(held[1]) > tonumber(ARGV[3]) then
+if held[1] and held[2] == ARGV[2] .. ":" .. held[1] and tonumber(held[1]) > tonumber(ARGV[3]) then
   local time = redis.call("TIME")
   return {4, tonumber(held[1]), redis.call("PTTL", KEYS[1]), time[1] * 1000000 + time[2]}
 end
@@ -191,7 +194,8 @@ return {1, 0, 0, 0}
 //	     8 the caller's entry, "" if it cannot be queued  9 "1" if others wait behind him
 //
 //	 1  released: the lock is free
-//	 5  handed to the next waiter of the caller's process, under index
+//	 5  handed to the next waiter of the caller's process, under index; if others wait behind him, the caller is in the
+//	    queue as it was before, and else not
 //	 6  granted to another member, under index; the caller is in the queue if it has waiters
 //	 7  released openly, for those who are not in the queue: members try after a pause
 //	-1  nobody held it
@@ -240,7 +244,7 @@ end
 local status = 1
 if KEYS[3] and (next or type(redis.pcall("LINDEX", KEYS[3], 0)) == "string") then
   local last, time = redis.pcall("GET", KEYS[2]) or "0", redis.pcall("TIME")
-  last = type(last) == "string" and not time.err and tonumber(last) or 2^53
+  last = type(last) == "string" and not time.err and string.find(last, "^%d+$") and tonumber(last) or 2^53
   local now = (time[1] or 0) * 1000000 + (time[2] or 0)
   local index = math.max(last + 1, now, tonumber(ARGV[4]) + 1)
   local id = string.format("%.0f", index)
@@ -257,10 +261,15 @@ if KEYS[3] and (next or type(redis.pcall("LINDEX", KEYS[3], 0)) == "string") the
       and type(redis.pcall("HSET", KEYS[1], "index", id, "token", token, "hops", hops)) == "number"
   end
   if status == 1 and index < 2^53 then
-    local entry = ARGV[8] or ""
+    local entry, more, popped = ARGV[8] or "", ARGV[9] == "1", false
     local function hand()
       if not next or not lease(next, ARGV[6]) then return false end
-      if ARGV[9] ~= "1" and entry ~= "" then redis.pcall("LREM", KEYS[3], 1, entry) end
+      if more and popped then
+        redis.pcall("RPUSH", KEYS[3], entry)
+        redis.pcall("PEXPIRE", KEYS[3], ARGV[6] + 60000)
+      elseif not more and entry ~= "" and not popped then
+        redis.pcall("LREM", KEYS[3], 1, entry)
+      end
       return {5, index, tonumber(ARGV[6]), now}
     end
     local handed = ARGV[7] == "1" and hand()
@@ -269,9 +278,10 @@ if KEYS[3] and (next or type(redis.pcall("LINDEX", KEYS[3], 0)) == "string") the
     for _ = 1, 100 do
       local e = redis.pcall("LPOP", KEYS[3])
       if type(e) ~= "string" then break end
-      local member, ttl = string.match(e, "^(%S+) (%d+)")
+      popped = popped or e == entry
+      local member, ttl = string.match(e, "^(%S+) ([1-9]%d*)")
       local inbox = ARGV[3] .. "grant:" .. (member or "")
-      local live = member and member ~= self and redis.pcall("PUBSUB", "NUMSUB", inbox)
+      local live = member and #ttl < 14 and member ~= self and redis.pcall("PUBSUB", "NUMSUB", inbox)
       if live and not live.err and live[2] > 0 then
         if not lease(member .. ":" .. id, ttl) then break end
         local queued = not next or entry ~= "" and type(redis.pcall("LPOS", KEYS[3], entry)
