@@ -14,15 +14,15 @@ import (
 	"github.com/redfour-go/redfour"
 )
 
-// queued returns the members in the queue of id, first come first.
-func (m *mini) queued(t *testing.T, id string) []string {
+// queued returns the members in the queue of "42", first come first.
+func (m *mini) queued(t *testing.T) []string {
 	t.Helper()
-	if !m.Exists("lock-waiters:" + id) {
+	if !m.Exists("lock-waiters:42") {
 		return nil
 	}
-	entries, err := m.List("lock-waiters:" + id)
+	entries, err := m.List("lock-waiters:42")
 	require.NoError(t, err)
-	require.Positive(t, m.TTL("lock-waiters:"+id), "a queue does not last for ever")
+	require.Positive(t, m.TTL("lock-waiters:42"), "a queue does not last for ever")
 	members := make([]string, 0, len(entries))
 	for _, e := range entries {
 		member, _, _ := strings.Cut(e, " ")
@@ -31,14 +31,14 @@ func (m *mini) queued(t *testing.T, id string) []string {
 	return members
 }
 
-// inLine starts a WaitAcquire, and returns when it is in the queue, or behind one that is.
-func inLine(ctx context.Context, t *testing.T, m *mini, l *redfour.Lock, id string, ttl time.Duration) <-chan acquired {
+// inLine starts a WaitAcquire for "42", and returns when it is in the queue, or behind one that is.
+func inLine(ctx context.Context, t *testing.T, m *mini, l *redfour.Lock, ttl time.Duration) <-chan acquired {
 	t.Helper()
-	got := waitFor(ctx, l, id, ttl)
+	got := waitFor(ctx, l, "42", ttl)
 	synctest.Wait()
 	pass(time.Millisecond) // A new subscription makes everybody look.
 	synctest.Wait()
-	require.NotEmpty(t, m.queued(t, id))
+	require.NotEmpty(t, m.queued(t))
 	return got
 }
 
@@ -47,7 +47,7 @@ func TestRelease_grantsToTheFirstInTheQueueByAMessage(t *testing.T) {
 		way := new(link)
 		a, b := m.lock(t), m.lock(t, way)
 		lease := mustAcquire(t, a, "42", time.Hour)
-		got := inLine(t.Context(), t, m, b, "42", time.Minute)
+		got := inLine(t.Context(), t, m, b, time.Minute)
 		pass(7 * time.Second)
 		sent := way.sent()
 		require.NoError(t, a.Release(t.Context(), lease))
@@ -59,7 +59,7 @@ func TestRelease_grantsToTheFirstInTheQueueByAMessage(t *testing.T) {
 		require.Equal(t, time.Minute, r.lease.TTL)
 		require.InDelta(t, time.Minute, r.lease.Remaining(), float64(time.Millisecond))
 		require.LessOrEqual(t, r.lease.Remaining(), m.TTL("lock:42"))
-		require.Empty(t, m.queued(t, "42"))
+		require.Empty(t, m.queued(t))
 		require.NoError(t, b.Renew(t.Context(), r.lease, time.Hour))
 		require.NoError(t, b.Release(t.Context(), r.lease))
 	})
@@ -71,7 +71,7 @@ func TestWaitAcquire_processesAreServedInTheOrderInWhichTheyCame(t *testing.T) {
 		lease, holder := mustAcquire(t, locks[0], "42", time.Hour), 0
 		var waiting []<-chan acquired
 		for _, l := range []*redfour.Lock{locks[1], locks[2], locks[0]} {
-			waiting = append(waiting, inLine(t.Context(), t, m, l, "42", time.Hour))
+			waiting = append(waiting, inLine(t.Context(), t, m, l, time.Hour))
 		}
 		for i, next := range waiting {
 			require.NoError(t, locks[holder].Release(t.Context(), lease))
@@ -99,8 +99,8 @@ func TestRelease_aTurnEnds(t *testing.T) {
 		synctest.Wait()
 		pass(time.Millisecond)
 		synctest.Wait()
-		got := inLine(t.Context(), t, m, other, "42", time.Hour)
-		require.Len(t, m.queued(t, "42"), 2)
+		got := inLine(t.Context(), t, m, other, time.Hour)
+		require.Len(t, m.queued(t), 2)
 		require.NoError(t, other.Release(t.Context(), first))
 		r := <-got
 		require.NoError(t, r.err)
@@ -116,8 +116,8 @@ func TestRelease_skipsWhoDoesNotListenAnyMore(t *testing.T) {
 		dying := new(link)
 		a, b, c := m.lock(t), m.lock(t, dying), m.lock(t)
 		lease := mustAcquire(t, a, "42", time.Hour)
-		inLine(t.Context(), t, m, b, "42", time.Hour)
-		got := inLine(t.Context(), t, m, c, "42", time.Hour)
+		inLine(t.Context(), t, m, b, time.Hour)
+		got := inLine(t.Context(), t, m, c, time.Hour)
 		dying.setDown(true)
 		dying.cut(func(*linkConn) bool { return true })
 		synctest.Wait()
@@ -133,15 +133,15 @@ func TestWaitAcquire_theLastToLeaveLeavesTheQueue(t *testing.T) {
 		l := m.lock(t)
 		mustAcquire(t, m.lock(t), "42", time.Hour)
 		ctx, cancel := context.WithCancel(t.Context())
-		inLine(ctx, t, m, l, "42", time.Hour)
-		second := inLine(t.Context(), t, m, l, "42", time.Hour)
-		require.Len(t, m.queued(t, "42"), 1, "one entry a member")
+		inLine(ctx, t, m, l, time.Hour)
+		second := inLine(t.Context(), t, m, l, time.Hour)
+		require.Len(t, m.queued(t), 1, "one entry a member")
 		cancel()
 		synctest.Wait()
-		require.Len(t, m.queued(t, "42"), 1)
+		require.Len(t, m.queued(t), 1)
 		require.NoError(t, l.Close())
 		require.ErrorIs(t, (<-second).err, redfour.ErrClosed)
-		require.Empty(t, m.queued(t, "42"), "when Close returns")
+		require.Empty(t, m.queued(t), "when Close returns")
 	})
 }
 
@@ -152,8 +152,8 @@ func TestWaitAcquire_aLeaverGivesBackTheGrantThatHeDidNotHear(t *testing.T) {
 		a, b, c := m.lock(t), m.lock(t, way), m.lock(t)
 		lease := mustAcquire(t, a, "42", time.Hour)
 		ctx, cancel := context.WithCancel(t.Context())
-		leaver := inLine(ctx, t, m, b, "42", time.Hour)
-		next := inLine(t.Context(), t, m, c, "42", time.Hour)
+		leaver := inLine(ctx, t, m, b, time.Hour)
+		next := inLine(t.Context(), t, m, c, time.Hour)
 		resume := way.holdUp(isSubscriber)
 		require.NoError(t, a.Release(t.Context(), lease))
 		synctest.Wait()
@@ -179,7 +179,7 @@ func TestWaitAcquire_aGrantIsClaimedOnce(t *testing.T) {
 				a, b := m.lock(t), m.lock(t, way)
 				lease := mustAcquire(t, a, "42", time.Hour)
 				ctx, cancel := context.WithCancel(t.Context())
-				inLine(ctx, t, m, b, "42", time.Hour)
+				inLine(ctx, t, m, b, time.Hour)
 				resume := way.holdUp(isSubscriber)
 				require.NoError(t, a.Release(t.Context(), lease))
 				synctest.Wait()
@@ -216,12 +216,12 @@ func TestWaitAcquire_doesNotClaimWhatItsProcessHolds(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		a, b := m.lock(t), m.lock(t)
 		lease := mustAcquire(t, a, "42", time.Hour)
-		got := inLine(t.Context(), t, m, b, "42", time.Minute)
+		got := inLine(t.Context(), t, m, b, time.Minute)
 		require.NoError(t, a.Release(t.Context(), lease))
 		held := (<-got).lease
 		require.NoError(t, b.Renew(t.Context(), held, time.Hour))
 		pass(10 * time.Minute)
-		second := inLine(t.Context(), t, m, b, "42", time.Minute)
+		second := inLine(t.Context(), t, m, b, time.Minute)
 		pass(time.Minute)
 		require.Empty(t, second)
 		require.NoError(t, b.Release(t.Context(), held))
@@ -235,7 +235,7 @@ func TestWaitAcquire_theDeadlineOfAGrantDoesNotDependOnItsMessage(t *testing.T) 
 		way := new(link)
 		a, b := m.lock(t), m.lock(t, way)
 		lease := mustAcquire(t, a, "42", time.Hour)
-		got := inLine(t.Context(), t, m, b, "42", 2*time.Second)
+		got := inLine(t.Context(), t, m, b, 2*time.Second)
 		resume := way.holdUp(isSubscriber)
 		require.NoError(t, a.Release(t.Context(), lease))
 		pass(time.Second)
@@ -249,7 +249,7 @@ func TestWaitAcquire_theDeadlineOfAGrantDoesNotDependOnItsMessage(t *testing.T) 
 		way := new(link)
 		a, b := m.lock(t), m.lock(t, way)
 		lease := mustAcquire(t, a, "42", time.Hour)
-		got := inLine(t.Context(), t, m, b, "42", time.Second)
+		got := inLine(t.Context(), t, m, b, time.Second)
 		resume := way.holdUp(isSubscriber)
 		require.NoError(t, a.Release(t.Context(), lease))
 		pass(1500 * time.Millisecond)
@@ -268,8 +268,8 @@ func TestWaitAcquire_aGrantGetsTheTTLOfWhoeverTakesIt(t *testing.T) {
 		a, b := m.lock(t), m.lock(t)
 		lease := mustAcquire(t, a, "42", time.Hour)
 		ctx, cancel := context.WithCancel(t.Context())
-		inLine(ctx, t, m, b, "42", time.Minute)
-		got := inLine(t.Context(), t, m, b, "42", time.Hour)
+		inLine(ctx, t, m, b, time.Minute)
+		got := inLine(t.Context(), t, m, b, time.Hour)
 		cancel()
 		synctest.Wait()
 		require.NoError(t, a.Release(t.Context(), lease))
@@ -286,8 +286,8 @@ func TestRelease_handsOverOnceThoughItsReplyIsLost(t *testing.T) {
 		way := new(link)
 		l := m.lock(t, way)
 		lease := mustAcquire(t, l, "42", time.Hour)
-		second := inLine(t.Context(), t, m, l, "42", time.Hour)
-		third := inLine(t.Context(), t, m, l, "42", time.Hour)
+		second := inLine(t.Context(), t, m, l, time.Hour)
+		third := inLine(t.Context(), t, m, l, time.Hour)
 		way.afterScript(once(isRelease, lostReply))
 		require.NoError(t, l.Release(t.Context(), lease))
 		r := <-second
@@ -306,7 +306,7 @@ func TestRelease_handsOverThoughItNeverHears(t *testing.T) {
 		way := new(link)
 		l := m.lock(t, way)
 		lease := mustAcquire(t, l, "42", time.Hour)
-		second := inLine(t.Context(), t, m, l, "42", time.Hour)
+		second := inLine(t.Context(), t, m, l, time.Hour)
 		way.afterScript(func(_ context.Context, cmd redis.Cmder) error {
 			if isRelease(cmd) {
 				return lostReply()
@@ -328,7 +328,7 @@ func TestRelease_ofALeaseThatTheNextWaiterHasTakenOverIsALoss(t *testing.T) {
 		way := new(link)
 		l := m.lock(t, way)
 		lease := mustAcquire(t, l, "42", time.Hour)
-		second := inLine(t.Context(), t, m, l, "42", time.Hour)
+		second := inLine(t.Context(), t, m, l, time.Hour)
 		hang := make(chan struct{})
 		way.afterScript(once(isAcquire, func() error { <-hang; return nil }))
 		m.Del("lock:42")
@@ -361,7 +361,7 @@ func inTurns(t *testing.T, m *mini, n int, between func(i int)) {
 	locks := []*redfour.Lock{m.lock(t), m.lock(t)}
 	lease := mustAcquire(t, locks[0], "42", time.Hour)
 	for i := range n {
-		got := inLine(t.Context(), t, m, locks[(i+1)%2], "42", time.Hour)
+		got := inLine(t.Context(), t, m, locks[(i+1)%2], time.Hour)
 		require.NoError(t, locks[i%2].Release(t.Context(), lease))
 		between(i + 1)
 		r := <-got
@@ -397,7 +397,7 @@ func TestRelease_isOpenWithinOneProcessToo(t *testing.T) {
 		l := m.lock(t)
 		lease := mustAcquire(t, l, "42", time.Hour)
 		for i := range 130 {
-			got := inLine(t.Context(), t, m, l, "42", time.Hour)
+			got := inLine(t.Context(), t, m, l, time.Hour)
 			require.NoError(t, l.Release(t.Context(), lease))
 			synctest.Wait()
 			require.Equal(t, (i+1)%64 != 0, m.Exists("lock:42"), "hand-over %d", i+1)
@@ -424,13 +424,13 @@ func TestWaitAcquire_manyWhoDiedAtOnceCostOneTTLTogether(t *testing.T) {
 		mustAcquire(t, m.lock(t), "42", time.Minute)
 		for range 2 {
 			way := new(link)
-			inLine(t.Context(), t, m, m.lock(t, way), "42", time.Minute)
+			inLine(t.Context(), t, m, m.lock(t, way), time.Minute)
 			way.mute(func(*linkConn) bool { return true })
 			way.setDown(true)
 			way.beforeScript(func(context.Context, redis.Cmder) error { return redis.ErrPoolTimeout })
 		}
-		first := inLine(t.Context(), t, m, m.lock(t), "42", time.Second)
-		second := inLine(t.Context(), t, m, m.lock(t), "42", time.Second)
+		first := inLine(t.Context(), t, m, m.lock(t), time.Second)
+		second := inLine(t.Context(), t, m, m.lock(t), time.Second)
 		var r acquired
 		select {
 		case r = <-first:
@@ -440,7 +440,7 @@ func TestWaitAcquire_manyWhoDiedAtOnceCostOneTTLTogether(t *testing.T) {
 		require.Less(t, r.after, 61*time.Second)
 		synctest.Wait()
 		pass(5 * time.Millisecond)
-		require.Len(t, m.queued(t, "42"), 1, "the other came again")
+		require.Len(t, m.queued(t), 1, "the other came again")
 	})
 }
 
@@ -471,8 +471,8 @@ func TestWaitAcquire_ignoresMessagesThatAreNoGrants(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		l := m.lock(t)
 		mustAcquire(t, m.lock(t), "42", time.Hour)
-		got := inLine(t.Context(), t, m, l, "42", time.Hour)
-		inbox := "lock-grant:" + m.queued(t, "42")[0]
+		got := inLine(t.Context(), t, m, l, time.Hour)
+		inbox := "lock-grant:" + m.queued(t)[0]
 		for _, text := range []string{
 			"", "1", "1 2 3", "x 2 3 lock:42", "1 x 3 lock:42", "1 2 x lock:42", "-1 2 3 lock:42", "1 0 3 lock:42",
 			"4503599627370496 1000 1 lock:42", "1 9223372036854775807 1 lock:42", "1 1000 1 other:42",

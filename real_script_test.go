@@ -816,9 +816,9 @@ type stage struct {
 	all  *tap          // a monitor
 }
 
-func newStage(t *testing.T, args ...string) *stage {
+func newStage(t *testing.T) *stage {
 	t.Helper()
-	r := startReal(t, args...)
+	r := startReal(t)
 	r.user(t, "~*", "&*", "+@all")
 	o := r.Options()
 	o.Username, o.Password = "app", "secret"
