@@ -808,7 +808,7 @@ func TestRealRights_theREADMEsAreEnough(t *testing.T) {
 	for _, rule := range rules {
 		r := startReal(t)
 		var words []any
-		for _, word := range strings.FieldsSeq(string(rule[1])) {
+		for word := range strings.FieldsSeq(string(rule[1])) {
 			words = append(words, word)
 		}
 		login := r.user(t, words...)
