@@ -16,6 +16,11 @@ import (
 // The canaries are libraries that are broken, by a patch under mutants/. Each must be caught under a fault that
 // brings it out, by the rule that it breaks.
 var canaries = []struct{ patch, fault, rule string }{
+	{"a dead member is not skipped", "waiter killed", "waiter"},
+	{"a grant is claimed twice", "jitter", "index"},
+	{"a grant is dropped", "none", "waiter"},
+	{"a leaving waiter keeps the grant", "none", "waiter"},
+	{"a release answer wakes nobody", "none", "waiter"},
 	{"abandoned attempts are forgotten", "reply lost", "waiter|end"},
 	{"callers cannot leave", "none", "limit"},
 	{"deadline counted from the reply", "latency", "overlap"},
@@ -26,10 +31,12 @@ var canaries = []struct{ patch, fault, rule string }{
 	{"leases for nobody are kept", "none", "waiter"},
 	{"look before register", "none", "waiter"},
 	{"loss is not signalled", "server stopped", "loss"},
+	{"members race instead of queueing", "none", "turn"},
 	{"no look after a reconnection", "CLIENT KILL pubsub", "waiter"},
 	{"release without token", "reply lost", "order"},
 	{"repeated release is not recognised", "reply lost", "order"},
 	{"retried acquire without token", "reply lost", "waiter"},
+	{"the claim memory is dropped too early", "jitter", "index"},
 	{"wrong owner check in release", "none", "order"},
 	{"wrong owner check in renew", "none", "order"},
 }

@@ -58,9 +58,9 @@ const (
 	longTTL  = 15 * time.Second
 	shortTTL = 2 * time.Second
 
-	// A failover loses releases as well, so that a lease which was released holds on to
-	// its end. The ttl is longer than patience, and not much.
-	failoverTTL = 6 * time.Second
+	// This is longer than patience, and not much. It is for faults by which leases hold on to their end
+	// although nobody has them: a failover loses releases as well, and a waiter that is killed may hold another lock.
+	middleTTL = 6 * time.Second
 )
 
 // faults returns all of them.
@@ -135,14 +135,15 @@ func faults() []fault {
 		}},
 
 		{name: "holder killed", ttl: shortTTL, lasts: 0, begin: killed("a holder", holds)},
-		{name: "waiter killed", ttl: shortTTL, lasts: 0, begin: killed("a waiter", waits)},
+		{name: "waiter killed", ttl: middleTTL, lasts: 0, begin: killed("a waiter", queues)},
+		{name: "waiter stopped", ttl: shortTTL, lasts: 2 * second, begin: stoppedWaiter},
 		{name: "holder stopped", ttl: shortTTL, lasts: 3 * second, begin: stoppedHolder},
 		{name: "all cores busy", alone: true, steady: true, ttl: longTTL, lasts: 4 * second, begin: busyCores},
 
-		{name: "SENTINEL FAILOVER", sentinel: true, outage: true, loses: true, ttl: failoverTTL, begin: func(r *run) func() {
+		{name: "SENTINEL FAILOVER", sentinel: true, outage: true, loses: true, ttl: middleTTL, begin: func(r *run) func() {
 			return r.master.Failover
 		}, settle: demoted},
-		{name: "master killed", sentinel: true, outage: true, loses: true, ttl: failoverTTL, begin: func(r *run) func() {
+		{name: "master killed", sentinel: true, outage: true, loses: true, ttl: middleTTL, begin: func(r *run) func() {
 			return r.master.Crash
 		}},
 	}
@@ -392,6 +393,14 @@ func stoppedHolder(r *run) func() {
 			},
 		})
 	}
+}
+
+// stoppedWaiter stops a process that is in the queue. It is granted the lock meanwhile, which costs the others one ttl
+// if it goes on too late, and nothing if it goes on before the lease has ended.
+func stoppedWaiter(r *run) func() {
+	c := r.fleet.pick("a waiter", queues)
+	r.fleet.signal(c, syscall.SIGSTOP)
+	return func() { r.fleet.signal(c, syscall.SIGCONT) }
 }
 
 // demoted returns when all but the master know that they are none. Until then an old one takes writes, and

@@ -247,9 +247,8 @@ func (f *fleet) pick(what string, condition func(*child) bool) *child {
 
 func holds(c *child) bool { return len(c.inside) > 0 }
 
-func waits(c *child) bool {
-	return len(c.inside) == 0 && slices.Contains(slices.Collect(maps.Values(c.doing)), wait)
-}
+// queues tells of a process that it stands in line, and keeps no lease alive.
+func queues(c *child) bool { return len(c.inside) == 0 && c.doing[workerOfLine] == wait }
 
 // sections returns what a process said of the leases that it keeps alive.
 func (f *fleet) sections(c *child) []event {

@@ -103,6 +103,7 @@ type operation struct {
 	result        result
 	until         instant // the lease's deadline, as told when the call returned
 	began         instant // it has not taken effect before; the judge's
+	doubtful      bool    // a release that may have found nothing; the judge's
 }
 
 // sent is when the request was sent, at the earliest, that proved a grant.
@@ -139,6 +140,7 @@ type history struct {
 	away       map[string][]outage // when each process did not run: it was stopped, or killed
 	freezes    []outage            // in which requests may have been delayed rather than lost
 	steady     bool                // nothing keeps anybody from renewing a lease
+	mixed      bool                // there were several faults, so that an operation may have met more than one
 	end        instant
 }
 
@@ -239,7 +241,8 @@ func (h *history) leases() (all map[leaseKey]*lease, twice []leaseKey) {
 	}
 	for _, op := range h.operations {
 		l := all[leaseKey{op.id, op.index}]
-		if l != nil && op.result == done {
+		op.doubtful = l != nil && h.doubts(l, op)
+		if l != nil && op.result == done && !op.doubtful {
 			l.proofs = append(l.proofs, op)
 		}
 		switch {
@@ -254,6 +257,13 @@ func (h *history) leases() (all map[leaseKey]*lease, twice []leaseKey) {
 		l.settle(h)
 	}
 	return all, twice
+}
+
+// doubts tells of a release that succeeded whether the lease may have been lost before. The library takes it for its
+// own doing that a lease is gone, if the reply to the first request was lost and the lease should have held then. It
+// cannot know that the server had lost the lease. This takes two faults: one loses the lease, the other the reply.
+func (h *history) doubts(l *lease, op *operation) bool {
+	return h.mixed && op.what == release && op.result == done && !op.npm && h.lostBetween(l.grant.sent(), op.call)
 }
 
 // hear notes a deadline that the holder was told.

@@ -48,6 +48,7 @@ func judge(h *history) *verdict {
 		v.checkOverlaps(h, ls)
 		v.checkOrder(h, id, leases)
 		v.checkWaiters(h, id, ls)
+		v.checkTurns(h, id, ls)
 	}
 	v.checkLosses(h, leases)
 	v.checkTimes(h)
@@ -80,7 +81,7 @@ func (v *verdict) checkLosses(h *history, leases map[leaseKey]*lease) {
 		if l == nil || !e.Lost {
 			continue
 		}
-		held := l.ended != nil && l.ended.result == done && e.At < l.grant.until
+		held := l.ended != nil && l.ended.result == done && !l.ended.doubtful && e.At < l.grant.until
 		if held || late < 0 {
 			v.violate("loss: that of %q as %d was no loss", e.ID, e.Index)
 		}
@@ -228,7 +229,7 @@ func (v *verdict) checkOrder(h *history, id string, leases map[leaseKey]*lease) 
 
 // between returns the operations on id between two losses. Those that began before the
 // first, or returned after the second, may have taken effect on the other side of it;
-// but not a grant whose lease was there between the two.
+// but not a grant whose lease was there between the two. A doubtful release may have had no effect at all.
 func (h *history) between(id string, from, to instant, leases map[leaseKey]*lease) []porcupine.Operation {
 	var ops []porcupine.Operation
 	for _, op := range h.operations {
@@ -236,7 +237,7 @@ func (h *history) between(id string, from, to instant, leases map[leaseKey]*leas
 		if op.id != id || !op.tells() || returns <= from || began >= to {
 			continue
 		}
-		elsewhere := began <= from || returns >= to
+		elsewhere := began <= from || returns >= to || op.doubtful
 		if op.result == granted && (leases[leaseKey{id, op.index}].wasThere(from, to) || op.sent() > from && returns < to) {
 			elsewhere = false
 		}
@@ -448,6 +449,35 @@ func (v *verdict) checkWaiters(h *history, id string, ls []*lease) {
 	}
 }
 
+// longestQueue is how many others may go first, where each process has one waiter.
+const longestQueue = processes - 1
+
+// checkTurns demands that those who stand in line are served in turn, where nothing is in the way: once somebody is in the
+// queue, each of the others is served once at most before him.
+func (v *verdict) checkTurns(h *history, id string, ls []*lease) {
+	if id != lineID || !h.steady {
+		return
+	}
+	for _, op := range h.operations {
+		if op.id != id || op.what != wait {
+			continue
+		}
+		queued, until := op.call.add(hearTime), min(op.returns, h.end)
+		if op.result == granted {
+			until = min(until, op.sent())
+		}
+		before := 0
+		for _, l := range ls {
+			if l.grant.process != op.process && l.grant.sent() > queued && l.grant.sent() < until {
+				before++
+			}
+		}
+		if before > longestQueue {
+			v.violate("turn: %d others were served before %s on %q, after it had come", before, op.process, id)
+		}
+	}
+}
+
 // A span is a time.
 type span struct{ from, to instant }
 
@@ -473,9 +503,10 @@ func (h *history) busy(id string, ls []*lease) []span {
 		if op.id != id || op.result != unknown || op.what != try && op.what != wait {
 			continue
 		}
-		// What such an attempt took is given back soon, if there is somebody to do it.
+		// What such an attempt took, or was granted by way of the queue, is given back soon, if there is somebody to do it. Who
+		// died in the queue costs one ttl if he was granted the lock before the server knew; later he is passed over.
 		if died := h.diedAt(op.process); died != never && op.returns == never {
-			spans = append(spans, span{op.call, died.add(op.ttl)})
+			spans = append(spans, span{op.call, min(died.add(op.ttl), foundAfter(ls, died.add(deathTime)))})
 		}
 		if op.npm {
 			spans = append(spans, span{op.call, min(op.returns, h.end).add(op.ttl)})
@@ -487,6 +518,23 @@ func (h *history) busy(id string, ls []*lease) []span {
 		}
 	}
 	return merge(spans)
+}
+
+// deathTime is for how long the server may take a process for alive that has died, and do what it had asked for.
+const deathTime = 200 * time.Millisecond
+
+// foundAfter returns the first moment after another in which one of the leases was certainly there, or never. A process
+// that had died by then did not have the lock, and must not be granted it any more.
+func foundAfter(ls []*lease, after instant) instant {
+	found := never
+	for _, l := range ls {
+		for _, op := range l.proofs {
+			if at := max(l.grant.returns, after); at <= op.call {
+				found = min(found, at)
+			}
+		}
+	}
+	return found
 }
 
 // waiting returns the spans in which somebody of ours waited for id.

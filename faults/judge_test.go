@@ -40,6 +40,12 @@ func proved(o *operation, sent int) *operation {
 	return o
 }
 
+// of gives a lease that was asked for a ttl.
+func of(o *operation, ttl time.Duration) *operation {
+	o.ttl = ttl
+	return o
+}
+
 // within gives an operation's caller so much time.
 func within(o *operation, limit time.Duration) *operation {
 	o.limit = limit
@@ -120,6 +126,14 @@ func TestJudge(t *testing.T) {
 				return h
 			}(), nil,
 		},
+		"a waiter behind one that died when it was granted the lock": {with(tell(
+			op("a", try, 0, 1, granted, 1), lost(of(op("c", wait, 2, 0, unknown, 0), 6*time.Second)), op("a", release, 10, 11, done, 1),
+			op("b", wait, 2, 6020, granted, 3), op("b", release, 6300, 6301, done, 3),
+		), func(h *history) { h.away["c"] = []outage{{ms(20), never}} }), nil},
+		"a waiter behind one that was granted the lock after its death": {with(tell(
+			op("a", try, 0, 1, granted, 1), lost(of(op("c", wait, 2, 0, unknown, 0), 6*time.Second)), op("a", release, 500, 501, done, 1),
+			op("b", wait, 2, 6520, granted, 3), op("b", release, 6800, 6801, done, 3),
+		), func(h *history) { h.away["c"] = []outage{{ms(20), never}} }), []string{"waiter"}},
 		"a waiter behind one that went on after it was stopped": {
 			func() *history {
 				h := tell(op("a", try, 5000, 5001, granted, 1), op("a", release, 12000, 12001, done, 1), op("b", wait, 5002, 12002, granted, 2))
@@ -177,6 +191,27 @@ func TestJudge(t *testing.T) {
 			proved(op("a", wait, 0, 501, granted, 1), 500), proved(op("b", wait, 1, 601, granted, 2), 600),
 			op("a", release, 900, 901, conflict, 1), op("b", release, 950, 951, done, 2),
 		), func(h *history) { h.losses = []loss{{from: ms(10), to: ms(11)}} }), []string{"order", "overlap"}},
+		"a release whose lease was lost, and then the reply": {with(tell(
+			op("a", try, 0, 1, granted, 1), op("b", wait, 20, 21, granted, 2), op("a", release, 30, 31, done, 1), op("b", release, 32, 33, done, 2),
+		), func(h *history) { h.losses, h.mixed = []loss{{from: ms(10), to: ms(11)}}, true }), nil},
+		"a release whose lease was lost, though no reply was": {with(tell(
+			op("a", try, 0, 1, granted, 1), op("b", wait, 20, 21, granted, 2), op("a", release, 30, 31, done, 1), op("b", release, 32, 33, done, 2),
+		), func(h *history) { h.losses = []loss{{from: ms(10), to: ms(11)}} }), []string{"order"}},
+		"a release of what was granted after the loss": {with(tell(
+			op("a", try, 14, 15, granted, 1), op("b", wait, 20, 1021, granted, 2),
+			op("a", release, 1030, 1031, done, 1), op("b", release, 1032, 1033, done, 2),
+		), func(h *history) { h.losses, h.mixed = []loss{{from: ms(10), to: ms(11)}}, true }), []string{"ends", "order"}},
+		"one who stands in line and is passed over": {with(tell(
+			op("c", wait, 0, 6000, granted, 9), op("a", wait, 1000, 1001, granted, 1), op("a", release, 1010, 1011, done, 1),
+			op("b", wait, 1100, 1101, granted, 2), op("b", release, 1110, 1111, done, 2),
+			op("a", wait, 1200, 1201, granted, 3), op("a", release, 1210, 1211, done, 3),
+		), func(h *history) {
+			h.steady = true
+			for _, o := range h.operations {
+				o.id = lineID
+			}
+			proved(h.operations[0], 2000)
+		}), []string{"turn", "waiter"}},
 		"locked by no index": {tell(
 			op("b", try, 4, 5, locked, 0),
 		), []string{"order"}},

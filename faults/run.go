@@ -125,6 +125,7 @@ func (r *run) begin(f fault) (end func()) {
 		if f.loses {
 			h.losses = append(h.losses, loss{from, settled, f.sentinel})
 		}
+		h.mixed = len(r.fault.parts) > 0
 		if f.delays {
 			h.freezes = append(h.freezes, outage{from, to})
 		}
@@ -137,8 +138,8 @@ func (r *run) awaitGrants() (never []string) {
 	r.fleet.mu.Lock()
 	before := maps.Clone(r.fleet.grants)
 	r.fleet.mu.Unlock()
-	const few, many = 2, 20
-	enough := make(map[string]int)
+	const few, some, many = 2, 3, 20
+	enough := map[string]int{lineID: some, fickleID: many}
 	for n := range quickIDs {
 		enough[quickID(n)] = many
 	}

@@ -31,7 +31,7 @@ type job struct {
 	Master    string   `json:"master,omitempty"`    // its name there
 	Namespace string   `json:"namespace"`
 	Seed      uint64   `json:"seed"`
-	Workers   int      `json:"workers"` // goroutines, besides those for the calm and the brief ids
+	Workers   int      `json:"workers"` // goroutines, besides those for one id each
 	Pairs     []int    `json:"pairs"`   // the calm and the brief ids that this process shares with one other
 	TTL       int64    `json:"ttl"`     // ms, of the leases of quick and calm ids
 }
@@ -42,12 +42,18 @@ const (
 	// Many contend for the quick ids, in short sections. Sections on the slow ids last
 	// longer than their leases, which need renewal, or travel to another process. Leases on
 	// a brief id are held to their end. On a calm id two processes take turns, and whoever had it stays away until the
-	// other has got it: nothing but the wake-up helps a waiter there.
+	// other has got it: nothing but the wake-up helps a waiter there. For the line id all processes wait all the time, so
+	// that it is handed over from process to process, and what befalls one befalls somebody who is queued. For the fickle
+	// id one caller of each process waits at a time, and most leave soon: everything there is for somebody who may be gone.
 	quickIDs = 2
 	slowIDs  = 2
 	slowTTL  = time.Second
 
 	briefTTL = 300 * time.Millisecond
+
+	lineID   = "line"
+	lineTime = 400 * time.Millisecond // about, of a section there
+	fickleID = "fickle"
 
 	waitTime = 30 * time.Second // for which a waiter waits
 )
@@ -122,6 +128,9 @@ func (p *process) run(ctx context.Context, in io.Reader) error {
 		workers.Go(func() { calm.takeTurns(work, calmID(n), turn) })
 		workers.Go(func() { brief.expireAll(work, briefID(n)) })
 	}
+	line, fickle := p.worker(workerOfLine), p.worker(workerOfFickle)
+	workers.Go(func() { line.standInLine(work) })
+	workers.Go(func() { fickle.comeAndGo(work) })
 	w := p.worker(workerOfOthers)
 	for lines := bufio.NewScanner(in); lines.Scan() && lines.Text() != "stop"; {
 		if id, ok := strings.CutPrefix(lines.Text(), "turn "); ok {
@@ -231,6 +240,8 @@ const (
 	workerOfCalm   = 100 // plus n
 	workerOfBrief  = 200 // plus n
 	workerOfOthers = 300 // goes on with leases of other processes
+	workerOfLine   = 400
+	workerOfFickle = 500
 )
 
 func (p *process) worker(number int) *worker {
@@ -261,6 +272,32 @@ func (w *worker) takeTurns(ctx context.Context, id string, turn <-chan struct{})
 			pass(ctx, upTo(w.rand, 15*time.Millisecond))
 			w.release(ctx, lease)
 		}
+	}
+}
+
+// standInLine waits for the line id, again and again.
+func (w *worker) standInLine(ctx context.Context) {
+	ttl := time.Duration(w.process.job.TTL) * time.Millisecond
+	for ctx.Err() == nil {
+		if lease := w.wait(ctx, lineID, ttl, waitTime); lease != nil {
+			w.write(lease)
+			pass(ctx, lineTime/2+upTo(w.rand, lineTime))
+			w.release(ctx, lease)
+		}
+	}
+}
+
+// comeAndGo waits for the fickle id again and again, and now and then until it gets it: a lock that stays behind must keep
+// somebody waiting.
+func (w *worker) comeAndGo(ctx context.Context) {
+	ttl := time.Duration(w.process.job.TTL) * time.Millisecond
+	for ctx.Err() == nil {
+		patience := upTo(w.rand, 10*time.Millisecond)
+		if w.rand.IntN(5) == 0 {
+			patience = waitTime
+		}
+		w.section(ctx, fickleID, ttl, patience)
+		pass(ctx, upTo(w.rand, 100*time.Millisecond)) // An attempt that is still in flight comes back to nobody.
 	}
 }
 
