@@ -21,8 +21,8 @@ import (
 // Answers and messages overtake each other. So a wake-up is a hint that the line should look at its
 // lock, and while an attempt is in flight it is kept (again), because the attempt may have looked before.
 //
-// A line is in subscriber.lines until nothing can come any more that concerns it. If it has
-// waiters, it has an attempt in flight or its timer set.
+// A line is in subscriber.lines until nothing is on its way any more that may enter the queue for it, or tell of a
+// lease. If it has waiters, it has an attempt in flight or its timer set.
 type line struct {
 	id      string
 	waiters list.List // of *waiter
@@ -31,7 +31,7 @@ type line struct {
 	fresh   bool // no attempt has begun yet
 	again   bool // a wake-up came since the attempt began
 	shy     bool // it was an open release: those who are not in the queue go first
-	pending int  // releases with an heir, and late attempts, whose outcome is still to come
+	pending int  // releases with an heir, late attempts and late leaves, whose outcome is still to come
 
 	quest    *quest  // the attempts since the last lease that one of them brought
 	failures backoff // since the last answer
@@ -41,7 +41,6 @@ type line struct {
 	timer  *time.Timer // the next look; nil before the first
 	due    time.Time   // when that is
 	expiry bool        // it is the end of the holder's lease
-	purges bool        // the attempt that is about to be made is that look
 
 	entry   string    // what stands for the line in the queue
 	queued  bool      // it may be there
@@ -117,12 +116,12 @@ func (s *subscriber) join(id string, ttl time.Duration) (*line, *waiter) {
 
 // newLineLocked makes the line of an id that has none. Nothing that came before can be claimed
 // in it: an earlier line of the id was dropped when it was out of the queue, and whatever
-// it was granted has an index that was seen here. Whatever comes has a greater one.
+// it was granted was claimed, or given up. Whatever comes has a greater index.
 func (s *subscriber) newLineLocked(id string) *line {
 	ln := &line{
 		id: id, fresh: true, quest: newQuest(id), news: errNoAnswer,
 		failures: backoff{min: shortestRetry, max: longestRetry},
-		claimed:  s.server.highest.Load(),
+		claimed:  max(s.server.highest.Load(), s.claimed),
 	}
 	s.lines[id] = ln
 	return ln
@@ -154,7 +153,7 @@ func (s *subscriber) clearLocked(ln *line) {
 	case ln.trying, ln.waiters.Len() > 0 && s.life.Err() == nil:
 	case ln.pending > 0: // It may enter the queue yet, and its outcome clears.
 	case ln.queued:
-		s.beginLocked(ln)
+		s.beginLocked(ln, false)
 	case time.Now().Before(ln.found) && s.life.Err() == nil:
 		s.lookInLocked(ln, time.Until(ln.found))
 	default:
@@ -202,10 +201,12 @@ func (s *subscriber) wakeLocked(ln *line, shy bool) {
 	case ln.trying:
 		ln.shy = shy && (ln.shy || !ln.again)
 		ln.again = true
-	case shy:
-		s.lookInLocked(ln, shyPause())
+	case shy: // What is due before is not put off.
+		if pause := shyPause(); pause < time.Until(ln.due) {
+			s.lookInLocked(ln, pause)
+		}
 	default:
-		s.beginLocked(ln)
+		s.beginLocked(ln, false)
 	}
 }
 
@@ -228,39 +229,40 @@ func (s *subscriber) look(ln *line) {
 	defer s.mu.Unlock()
 	// The timer may have fired while an attempt began, or while ln was dropped.
 	if s.lines[ln.id] == ln && !ln.trying {
-		ln.purges = ln.expiry
-		s.beginLocked(ln)
+		s.beginLocked(ln, ln.expiry)
 	}
 }
 
-func (s *subscriber) beginLocked(ln *line) {
+// beginLocked makes attempts until none is to follow at once. The first may be made because the holder's lease
+// should have ended.
+func (s *subscriber) beginLocked(ln *line, expiry bool) {
 	if ln.timer != nil {
 		ln.timer.Stop()
 	}
 	ln.trying = true
 	s.crew.Start(func() {
-		for s.attempt(ln) {
+		for ; s.attempt(ln, expiry); expiry = false {
 		}
 	})
 }
 
 // attempt makes one attempt for whoever is first in the line, or clears up if
 // nobody is. It reports whether another is to follow at once.
-func (s *subscriber) attempt(ln *line) bool {
+func (s *subscriber) attempt(ln *line, expiry bool) bool {
 	s.mu.Lock()
 	first := ln.first()
 	if s.life.Err() != nil {
 		first = nil // the Lock is closed, and the waiters are leaving
 	}
-	fresh, purges, queued, out := ln.fresh, ln.purges, ln.queued, ln.out
-	ln.fresh, ln.purges, ln.again, ln.shy = false, false, false, false
+	fresh := ln.fresh
+	ln.fresh, ln.again, ln.shy = false, false, false
 	if first == nil {
 		defer s.mu.Unlock()
 		return s.leaveLocked(ln)
 	}
 	q, p := ln.quest, place{}
 	if s.hearsLocked() {
-		p = place{s.entryLocked(ln, first.ttl), ln.claimed, purges}
+		p = place{s.entryLocked(ln, first.ttl, ln.pending == 0), ln.claimed, expiry}
 		ln.queued = true // from the moment that the request leaves
 	}
 	s.mu.Unlock()
@@ -274,15 +276,10 @@ func (s *subscriber) attempt(ln *line) bool {
 	if unheard(err) {
 		ln.pending++
 	}
-	v := judge(err)
-	switch {
-	case p.entry == "" || v == unknown:
-	case v == answered:
-		ln.queued = r.index >= ln.out
-	case ln.out == out: // Nothing ran, and nothing happened.
-		ln.queued = queued
+	if p.entry != "" && !s.server.mayQueue() {
+		s.listenAnewLocked() // The others must not take it for one who can be handed a lock.
 	}
-	switch {
+	switch v := judge(err); {
 	case v == final:
 		if first.place != nil {
 			s.serveLocked(ln, first, served{err: err})
@@ -290,6 +287,9 @@ func (s *subscriber) attempt(ln *line) bool {
 		return true
 	case v != answered:
 		return s.failLocked(ln, err)
+	}
+	if p.entry != "" {
+		ln.queued = r.index >= ln.out
 	}
 	ln.ours = r.status == statusQueued
 	ln.toldLocked(&LockedError{ID: ln.id, Index: r.index, TTL: r.left})
@@ -300,7 +300,7 @@ func (s *subscriber) attempt(ln *line) bool {
 func (s *subscriber) won(ln *line, w *waiter, fresh bool, q *quest, p place, r reply) bool {
 	y := yield{tried: w}
 	if r.status == statusFound {
-		y.lease, y.asked, y.out = newLease(ln.id, s.server.grantToken(r.index), w.ttl, r), true, true
+		y.lease, y.asked, y.out = newLease(ln.id, s.server.grantToken(r.index), r.left, r), true, true
 	} else {
 		y.lease, y.quest = newLease(ln.id, q.token, w.ttl, r), q
 		y.lease.Immediate = fresh
@@ -316,7 +316,7 @@ func (s *subscriber) won(ln *line, w *waiter, fresh bool, q *quest, p place, r r
 	case err != nil:
 		return s.failLocked(ln, err)
 	case !claimed:
-		return true // It was claimed meanwhile, so the line is not in the queue.
+		return true // It was claimed meanwhile. That is no news of whether the line is in the queue.
 	}
 	return s.restLocked(ln)
 }
@@ -326,13 +326,7 @@ func (s *subscriber) comesLate(ln *line, p place) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ln.pending--
-	switch {
-	case p.entry == "", p.entry == ln.entry && ln.waiters.Len() > 0:
-	case p.entry == ln.entry:
-		ln.queued = true
-	default:
-		s.leaveLater(ln.id, p)
-	}
+	ln.queued = ln.queued || p.entry != "" // It is the same as then: see entryLocked and leaveLocked.
 	s.clearLocked(ln)
 }
 
@@ -365,6 +359,9 @@ func (s *subscriber) restLocked(ln *line) bool {
 
 // failLocked makes the line try again after a pause.
 func (s *subscriber) failLocked(ln *line, err error) bool {
+	if judge(err) == lost {
+		err = errors.New(err.Error()) // It was nobody's lease yet, so it is not for the waiter to hear that his was lost.
+	}
 	ln.news, ln.seen = err, time.Now()
 	ln.again, ln.shy = false, false // The pause is short enough.
 	if ln.waiters.Len() == 0 || s.life.Err() != nil {
@@ -390,11 +387,11 @@ type yield struct {
 func (s *subscriber) take(id string, y yield) (claimed bool, err error) {
 	s.mu.Lock()
 	ln := s.lines[id]
-	if ln != nil && !ln.claimLocked(y) {
-		s.mu.Unlock()
+	claimed = s.claimLocked(ln, y)
+	s.mu.Unlock()
+	if !claimed {
 		return false, nil
 	}
-	s.mu.Unlock()
 	return true, s.give(ln, y)
 }
 
@@ -424,7 +421,7 @@ func (s *subscriber) give(ln *line, y yield) (err error) {
 				continue
 			}
 		}
-		s.server.giveBack(context.WithoutCancel(s.life), y.lease)
+		s.server.giveBack(context.WithoutCancel(s.life), y.lease.key())
 		s.wake(y.lease.ID, false)
 		return err
 	}
@@ -446,8 +443,12 @@ func (s *subscriber) giveLocked(ln *line, y yield) bool {
 }
 
 // claimLocked tells whether the lease has not been claimed before, and claims it.
-func (ln *line) claimLocked(y yield) bool {
+func (s *subscriber) claimLocked(ln *line, y yield) bool {
 	index := y.lease.Index
+	s.claimed = max(s.claimed, index)
+	if ln == nil {
+		return true
+	}
 	if index <= ln.claimed {
 		return false
 	}
@@ -492,19 +493,23 @@ func (s *subscriber) heldHereLocked(ln *line, y yield) {
 }
 
 // hear takes the message that this member was granted a lock. One that was on its way for longer
-// than the lease lasts only makes the line look, which finds the lease if it is there after all.
-func (s *subscriber) hear(g grant) {
+// than the lease lasts only makes the line look, which finds the lease if it is there after all. What an ear hears that
+// was closed is nothing: whoever closed it has left the queues, and has been told there what was granted.
+func (s *subscriber) hear(e *ear, g grant) {
 	y := yield{out: true}
 	y.lease, y.exact = s.server.lease(g)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.ear != e || s.life.Err() != nil {
+		return
+	}
 	ln := s.lines[g.id]
 	switch {
 	case y.lease.Remaining() <= 0:
 		if ln != nil {
 			s.wakeLocked(ln, false)
 		}
-	case ln != nil && (!ln.claimLocked(y) || s.giveLocked(ln, y)):
+	case !s.claimLocked(ln, y) || s.giveLocked(ln, y):
 	default:
 		s.crew.Start(func() { _ = s.give(ln, y) }) // What is given back wakes the line.
 	}
@@ -526,14 +531,14 @@ func (s *subscriber) offer(id string) offer {
 	if ln == nil || ln.first() == nil || s.life.Err() != nil {
 		return offer{}
 	}
-	ln.pending++
 	w := ln.first()
 	o := offer{line: ln, quest: ln.quest, heir: heir{
 		token: ln.quest.token, ttl: w.ttl, turn: ln.turn > 0, more: ln.waiters.Len() > 1,
 	}}
 	if s.hearsLocked() {
-		o.entry = s.entryLocked(ln, w.ttl)
+		o.entry = s.entryLocked(ln, w.ttl, ln.pending == 0 && !ln.trying)
 	}
+	ln.pending++
 	return o
 }
 
@@ -546,13 +551,9 @@ func (s *subscriber) answer(o offer, id string, r reply, err error, maybe bool) 
 	case ln == nil:
 		s.wake(id, r.status == statusOpen)
 		return
-	case err == nil && (r.status == statusHanded || r.status == statusTaken):
-		y := yield{lease: newLease(id, o.quest.token, o.ttl, r), quest: o.quest, local: true, exact: r.status == statusHanded}
-		y.out = y.exact && o.entry != "" && !o.more
-		if claimed, err := s.take(id, y); !claimed || err != nil {
-			s.wake(id, false)
-		}
-	case err != nil && maybe:
+	case err == nil:
+		s.inherit(o, r)
+	case maybe:
 		s.server.mayHaveGot(s.life, o.quest)
 	}
 	s.mu.Lock()
@@ -576,10 +577,40 @@ func (s *subscriber) answer(o offer, id string, r reply, err error, maybe bool) 
 	s.clearLocked(ln)
 }
 
+// inherit takes a lease that was handed over.
+func (s *subscriber) inherit(o offer, r reply) {
+	if r.status != statusHanded && r.status != statusTaken {
+		return
+	}
+	y := yield{lease: newLease(o.line.id, o.quest.token, o.ttl, r), quest: o.quest, local: true, exact: r.status == statusHanded}
+	y.out = y.exact && o.entry != "" && !o.more
+	if claimed, err := s.take(o.line.id, y); !claimed || err != nil {
+		s.wake(o.line.id, false)
+	}
+}
+
+// answersLate waits for the answer to a release that nobody waited for, and may have handed the lock over.
+func (s *subscriber) answersLate(o offer, c *call) {
+	s.mu.Lock()
+	o.line.pending++
+	s.mu.Unlock()
+	s.crew.Start(func() {
+		<-c.done
+		if c.err == nil {
+			s.inherit(o, c.reply)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		o.line.pending--
+		s.wakeLocked(o.line, false)
+	})
+}
+
 // entryLocked returns what stands for the line in the queue. Its ttl is that of whoever is first when it is made, and
-// its number makes it differ from those before: a request to leave that comes late does not take it out.
-func (s *subscriber) entryLocked(ln *line, ttl time.Duration) string {
-	if ln.entry == "" || !ln.queued && !ln.trying && ln.pending == 0 {
+// its number makes it differ from those before: a request to leave that comes late does not take it out. A line that
+// is not in the queue, and where nothing is on its way that would enter it, gets a new one.
+func (s *subscriber) entryLocked(ln *line, ttl time.Duration, still bool) string {
+	if ln.entry == "" || still && !ln.queued {
 		s.entries++
 		ln.entry = fmt.Sprintf("%s %d %d", s.server.member, ttl.Milliseconds(), s.entries)
 	}
@@ -597,33 +628,37 @@ func (s *subscriber) leaveLocked(ln *line) bool {
 	p := place{entry: ln.entry, claimed: ln.claimed}
 	ln.entry, ln.queued = "", false // What enters from now on has another entry.
 	s.mu.Unlock()
-	r, err := s.leaveOnce(ln.id, p)
-	switch {
-	case err == nil && r.status == statusFound:
-		lease := newLease(ln.id, s.server.grantToken(r.index), r.left, r)
-		_, _ = s.take(ln.id, yield{lease: lease, asked: true, out: true}) // What is given back wakes the line.
-	case judge(err).transient() && s.life.Err() == nil:
-		s.leaveLater(ln.id, p)
-	}
+	err := s.leaveOnce(ln.id, p)
 	s.mu.Lock()
+	if judge(err).transient() && s.life.Err() == nil {
+		s.leaveLaterLocked(ln, p)
+	}
 	return true
 }
 
-// leaveOnce takes an entry out of the queue.
-func (s *subscriber) leaveOnce(id string, p place) (reply, error) {
-	return s.server.ask(context.WithoutCancel(s.life), patience, newCall(), func(ctx context.Context) (reply, error) {
+// leaveOnce takes an entry out of the queue, and a lease that it was granted through the gate. What is given back then wakes
+// the line.
+func (s *subscriber) leaveOnce(id string, p place) error {
+	r, err := s.server.ask(context.WithoutCancel(s.life), patience, newCall(), func(ctx context.Context) (reply, error) {
 		return s.server.leave(ctx, id, p)
 	})
+	if err == nil && r.status == statusFound {
+		lease := newLease(id, s.server.grantToken(r.index), r.left, r)
+		_, _ = s.take(id, yield{lease: lease, asked: true})
+	}
+	return err
 }
 
-// leaveLater tries for a while to take out an entry that nobody uses any more. If that fails it
-// costs those who wait a message, or nothing once there is no subscription. What was granted to the entry meanwhile
-// may have been claimed in another line, so it is left to the message.
-func (s *subscriber) leaveLater(id string, p place) {
+// leaveLaterLocked tries for a while to take out an entry that the line does not use any more. The line lasts meanwhile,
+// because it knows what was claimed. If that fails it costs those who wait a message, or nothing once there is no
+// subscription.
+func (s *subscriber) leaveLaterLocked(ln *line, p place) {
+	ln.pending++
 	s.crew.Start(func() {
-		_ = repeat(s.life, s.life, time.Now().Add(cleanupTime), verdict.transient, func() error {
-			_, err := s.leaveOnce(id, p)
-			return err
-		})
+		_ = repeat(s.life, s.life, time.Now().Add(cleanupTime), verdict.transient, func() error { return s.leaveOnce(ln.id, p) })
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		ln.pending--
+		s.clearLocked(ln)
 	})
 }

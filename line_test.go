@@ -422,15 +422,17 @@ func TestRelease_isNeverOpenInAFleetOfMembers(t *testing.T) {
 func TestWaitAcquire_manyWhoDiedAtOnceCostOneTTLTogether(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		mustAcquire(t, m.lock(t), "42", time.Minute)
-		for range 2 {
-			way := new(link)
-			inLine(t.Context(), t, m, m.lock(t, way), time.Minute)
-			way.mute(func(*linkConn) bool { return true })
-			way.setDown(true)
-			way.beforeScript(func(context.Context, redis.Cmder) error { return redis.ErrPoolTimeout })
+		for _, dead := range []string{"dead1", "dead2"} {
+			pubsub := m.client(t).Subscribe(t.Context(), "lock-grant:"+dead)
+			t.Cleanup(func() { _ = pubsub.Close() })
+			_, err := pubsub.Receive(t.Context())
+			require.NoError(t, err)
+			_, err = m.Push("lock-waiters:42", dead+" 60000 1")
+			require.NoError(t, err)
 		}
 		first := inLine(t.Context(), t, m, m.lock(t), time.Second)
 		second := inLine(t.Context(), t, m, m.lock(t), time.Second)
+		require.Len(t, m.queued(t), 4)
 		var r acquired
 		select {
 		case r = <-first:
@@ -438,8 +440,8 @@ func TestWaitAcquire_manyWhoDiedAtOnceCostOneTTLTogether(t *testing.T) {
 		}
 		require.NoError(t, r.err)
 		require.Less(t, r.after, 61*time.Second)
-		synctest.Wait()
 		pass(5 * time.Millisecond)
+		synctest.Wait()
 		require.Len(t, m.queued(t), 1, "the other came again")
 	})
 }
@@ -483,5 +485,488 @@ func TestWaitAcquire_ignoresMessagesThatAreNoGrants(t *testing.T) {
 		}
 		synctest.Wait()
 		require.Empty(t, got)
+	})
+}
+
+// holdAsNPM takes the lock as npm redfour does.
+func holdAsNPM(t *testing.T, m *mini) {
+	t.Helper()
+	m.HSet("lock:42", "index", fmt.Sprint(time.Now().UnixMicro()))
+	m.SetTTL("lock:42", time.Hour)
+}
+
+func releaseAsNPM(m *mini) {
+	m.Del("lock:42")
+	m.Publish("lock-release", "lock:42")
+}
+
+// The attempt looked before an npm client released; its answer comes after the message.
+func TestWaitAcquire_npmReleaseBetweenLookAndWait(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		holdAsNPM(t, m)
+		got := inLine(t.Context(), t, m, l, time.Hour)
+		way.afterScript(once(isAcquire, func() error {
+			releaseAsNPM(m)
+			pass(time.Millisecond)
+			return nil
+		}))
+		m.Publish("lock-release", "lock:42")
+		r := <-got
+		require.NoError(t, r.err)
+		require.Less(t, r.after, 100*time.Millisecond)
+	})
+}
+
+// After an open release members pause. Npm clients that take the lock and release it meanwhile do not make the pause longer.
+func TestWaitAcquire_aPauseIsNotPutOff(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		mustAcquire(t, m.lock(t), "42", time.Hour)
+		inLine(t.Context(), t, m, m.lock(t, way), time.Hour)
+		sent, start := way.sent(), time.Now()
+		for time.Since(start) < 10*time.Millisecond {
+			holdAsNPM(t, m)
+			pass(500 * time.Microsecond)
+			releaseAsNPM(m)
+			pass(100 * time.Microsecond)
+		}
+		require.Greater(t, way.sent(), sent)
+	})
+}
+
+// An attempt is on its way when the grant comes: its answer is older, so the line is not in the queue.
+func TestWaitAcquire_aGrantDuringAnAttempt(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		first := inLine(t.Context(), t, m, b, time.Hour)
+		second := inLine(t.Context(), t, m, b, time.Hour)
+		way.afterScript(once(isAcquire, func() error {
+			require.NoError(t, a.Release(t.Context(), lease))
+			pass(time.Millisecond)
+			return nil
+		}))
+		m.Publish("lock-release", "lock:42")
+		r := <-first
+		require.NoError(t, r.err)
+		pass(5 * time.Millisecond)
+		require.Len(t, m.queued(t), 1, "the second is in the queue again")
+		require.NoError(t, a.Release(t.Context(), travel(t, r.lease)), "elsewhere")
+		require.Less(t, (<-second).after, time.Second)
+	})
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		got := inLine(t.Context(), t, m, b, time.Hour)
+		way.afterScript(once(isAcquire, func() error {
+			require.NoError(t, a.Release(t.Context(), lease))
+			pass(time.Millisecond)
+			return nil
+		}))
+		leaves := 0
+		way.beforeScript(func(_ context.Context, cmd redis.Cmder) error {
+			if isLeave(cmd) {
+				leaves++
+			}
+			return nil
+		})
+		m.Publish("lock-release", "lock:42")
+		require.NoError(t, (<-got).err)
+		pass(5 * time.Millisecond)
+		require.Zero(t, leaves, "there was nothing to leave")
+	})
+}
+
+// The server's clock is set forward between the last reply and the grant, as when another server takes over.
+func TestWaitAcquire_aGrantByAnotherClockIsRenewed(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", 2*time.Hour)
+		got := inLine(t.Context(), t, m, b, time.Minute)
+		m.ClockTTL(false)
+		m.SetTime(time.Now().Add(time.Hour))
+		renewed := answeredIn(way, isRenew)
+		require.NoError(t, a.Release(t.Context(), lease))
+		r := <-got
+		require.NoError(t, r.err)
+		require.Equal(t, 1, *renewed)
+		require.LessOrEqual(t, r.lease.Remaining(), time.Minute)
+	})
+}
+
+// answeredIn counts the scripts that match, for tests in a bubble that wait for them to be answered.
+func answeredIn(way *link, match func(redis.Cmder) bool) *int {
+	n := new(int)
+	way.afterScript(func(_ context.Context, cmd redis.Cmder) error {
+		if match(cmd) {
+			*n++
+		}
+		return nil
+	})
+	return n
+}
+
+// The grant is found by asking, and its message comes when nobody waits any more: within the ttl, and later.
+func TestWaitAcquire_theMessageOfAGrantThatWasFoundEndsNothing(t *testing.T) {
+	for _, entry := range []time.Duration{time.Hour, 500 * time.Millisecond} {
+		bubble(t, func(t *testing.T, m *mini) {
+			way := new(link)
+			a, b := m.lock(t), m.lock(t, way)
+			lease := mustAcquire(t, a, "42", 3*time.Second)
+			ctx, leave := context.WithCancel(t.Context())
+			inLine(ctx, t, m, b, entry)
+			got := inLine(t.Context(), t, m, b, 500*time.Millisecond)
+			leave()
+			synctest.Wait()
+			pass(time.Until(lease.Deadline()) - 50*time.Millisecond)
+			resume := way.holdUp(isSubscriber)
+			require.NoError(t, a.Release(t.Context(), lease))
+			r := <-got
+			require.NoError(t, r.err, "found when the holder's lease should have ended")
+			kept, stop := b.KeepAlive(t.Context(), r.lease)
+			defer stop()
+			pass(700 * time.Millisecond)
+			resume()
+			synctest.Wait()
+			require.NoError(t, kept.Err())
+			require.Equal(t, r.lease.Token, m.HGet("lock:42", "token"))
+		})
+	}
+}
+
+// The same, when the Lock is closed meanwhile.
+func TestClose_endsNoLeaseByAMessageThatComesLate(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", 3*time.Second)
+		got := inLine(t.Context(), t, m, b, time.Hour)
+		pass(time.Until(lease.Deadline()) - 50*time.Millisecond)
+		resume := way.holdUp(isSubscriber)
+		require.NoError(t, a.Release(t.Context(), lease))
+		r := <-got
+		require.NoError(t, r.err)
+		closed := make(chan error, 1)
+		go func() { closed <- b.Close() }()
+		synctest.Wait()
+		resume()
+		require.NoError(t, <-closed)
+		synctest.Wait()
+		require.Equal(t, r.lease.Token, m.HGet("lock:42", "token"))
+	})
+}
+
+// Indexes that the clock will not reach before the next century are not taken for news of the counter.
+func TestWaitAcquire_aGrantIsClaimedOnceWhateverItsIndex(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		require.NoError(t, m.Set("lockindex", "4503599627370500"))
+		a, b := m.lock(t), m.lock(t)
+		lease := mustAcquire(t, a, "42", 2*time.Second)
+		got := inLine(t.Context(), t, m, b, 1500*time.Millisecond)
+		require.NoError(t, a.Release(t.Context(), lease))
+		r := <-got
+		require.NoError(t, r.err)
+		require.Less(t, r.after, time.Second)
+		require.NoError(t, b.Renew(t.Context(), r.lease, time.Hour))
+		pass(3 * time.Second)
+		second := waitFor(t.Context(), b, "42", time.Second)
+		pass(time.Second)
+		require.Empty(t, second)
+	})
+}
+
+func TestWaitAcquire_anEntryHasTheTTLOfWhoeverIsFirst(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		a, b := m.lock(t), m.lock(t)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		got := inLine(t.Context(), t, m, b, time.Hour)
+		waitFor(t.Context(), b, "42", time.Second)
+		synctest.Wait()
+		require.NoError(t, a.Release(t.Context(), lease))
+		r := <-got
+		require.NoError(t, r.err)
+		inLine(t.Context(), t, m, a, time.Hour)
+		m.Publish("lock-release", "lock:42") // b asks, and is in the queue again
+		pass(5 * time.Millisecond)
+		synctest.Wait()
+		entries, err := m.List("lock-waiters:42")
+		require.NoError(t, err)
+		require.Len(t, entries, 2)
+		require.Contains(t, entries[1], " 1000 ")
+	})
+}
+
+// Every attempt to release but the last finds no connection, and the last takes so long that nobody waits for it.
+func releaseLate(t *testing.T, l *redfour.Lock, way *link, lease *redfour.Lease) (deliver func()) {
+	t.Helper()
+	start := time.Now()
+	early := func() bool { return time.Since(start) < 4500*time.Millisecond }
+	way.beforeScript(func(_ context.Context, cmd redis.Cmder) error {
+		if isRelease(cmd) && early() {
+			return redis.ErrPoolTimeout
+		}
+		return nil
+	})
+	released := make(chan error, 1)
+	go func() { released <- l.Release(t.Context(), lease) }()
+	pass(4500 * time.Millisecond)
+	deliver = way.keepBack()
+	require.ErrorContains(t, <-released, "outcome unknown")
+	synctest.Wait()
+	return deliver
+}
+
+func TestRelease_thatComesThroughLateHandsOver(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		require.NoError(t, l.Release(t.Context(), mustAcquire(t, l, "scripts are known", time.Hour)))
+		lease := mustAcquire(t, l, "42", time.Hour)
+		got := inLine(t.Context(), t, m, l, time.Hour)
+		releaseLate(t, l, way, lease)()
+		synctest.Wait()
+		require.Len(t, got, 1)
+		require.NoError(t, (<-got).err)
+	})
+}
+
+func TestRelease_thatComesThroughLateForNobodyIsGivenBack(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		require.NoError(t, l.Release(t.Context(), mustAcquire(t, l, "scripts are known", time.Hour)))
+		lease := mustAcquire(t, l, "42", time.Hour)
+		ctx, leave := context.WithCancel(t.Context())
+		inLine(ctx, t, m, l, time.Hour)
+		deliver := releaseLate(t, l, way, lease)
+		leave()
+		synctest.Wait()
+		deliver()
+		synctest.Wait()
+		require.False(t, m.Exists("lock:42"))
+		require.Empty(t, m.queued(t))
+	})
+}
+
+// The reply of every release is lost, and the heir leaves.
+func TestRelease_aHandOverOfWhichNobodyHearsIsGivenBack(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Hour)
+		ctx, leave := context.WithCancel(t.Context())
+		inLine(ctx, t, m, l, time.Hour)
+		way.afterScript(func(_ context.Context, cmd redis.Cmder) error {
+			if isRelease(cmd) {
+				return lostReply()
+			}
+			return nil
+		})
+		released := make(chan error, 1)
+		go func() { released <- l.Release(t.Context(), lease) }()
+		synctest.Wait()
+		leave()
+		require.ErrorContains(t, <-released, "outcome unknown")
+		way.afterScript(nil)
+		pass(time.Second)
+		require.False(t, m.Exists("lock:42"))
+	})
+}
+
+// isDiscard matches a release by the token alone.
+func isDiscard(cmd redis.Cmder) bool {
+	return isRelease(cmd) && argument(cmd.Args(), 3+keys(cmd)) == ""
+}
+
+// What is given back is one lease: an attempt under the same token may come through while that is repeated.
+func TestRelease_whatIsGivenBackIsNoOtherLease(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Hour)
+		ctx, leave := context.WithCancel(t.Context())
+		inLine(ctx, t, m, l, time.Hour)
+		deliver := way.keepBack() // an attempt
+		m.Publish("lock-release", "lock:42")
+		pass(4 * time.Millisecond)
+		handed, repeat := make(chan struct{}), make(chan struct{})
+		releases := 0
+		way.afterScript(func(_ context.Context, cmd redis.Cmder) error {
+			if !isRelease(cmd) {
+				return nil
+			}
+			switch releases++; releases {
+			case 1: // hands over to one who leaves
+				<-handed
+			case 2: // gives back
+				<-repeat
+				return lostReply()
+			}
+			return nil
+		})
+		released := make(chan error, 1)
+		go func() { released <- l.Release(t.Context(), lease) }()
+		synctest.Wait()
+		leave()
+		synctest.Wait()
+		close(handed)
+		synctest.Wait()
+		require.False(t, m.Exists("lock:42"))
+		second := waitFor(t.Context(), l, "42", time.Hour)
+		synctest.Wait()
+		deliver()
+		r := <-second
+		require.NoError(t, r.err)
+		close(repeat)
+		require.NoError(t, <-released)
+		pass(100 * time.Millisecond)
+		require.Equal(t, r.lease.Token, m.HGet("lock:42", "token"))
+	})
+}
+
+// The leave fails at first, and the entry is granted the lock; somebody new waits before the message comes.
+func TestWaitAcquire_claimsWhatWasGrantedAfterALeaveThatFailed(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		ctx, leave := context.WithCancel(t.Context())
+		inLine(ctx, t, m, b, time.Hour)
+		way.beforeScript(once(isLeave, func() error { return redis.ErrPoolTimeout }))
+		leave()
+		synctest.Wait()
+		resume := way.holdUp(isSubscriber)
+		require.NoError(t, a.Release(t.Context(), lease))
+		mustAcquire(t, b, "raises the highest index", time.Hour)
+		second := waitFor(t.Context(), b, "42", time.Hour)
+		synctest.Wait()
+		resume()
+		r := <-second
+		require.NoError(t, r.err)
+		require.Less(t, r.after, time.Second)
+	})
+}
+
+func TestWaitAcquire_aLeaveThatFailsIsRepeated(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		b := m.lock(t, way)
+		mustAcquire(t, m.lock(t), "42", time.Hour)
+		ctx, leave := context.WithCancel(t.Context())
+		inLine(ctx, t, m, b, time.Hour)
+		way.beforeScript(once(isLeave, func() error { return redis.ErrPoolTimeout }))
+		leave()
+		pass(time.Second)
+		require.Empty(t, m.queued(t))
+	})
+}
+
+// A release enters the member into the queue for those it leaves behind. When they go, it leaves again: whether the
+// release told that it had, or its reply was lost, or an attempt that was on its way failed.
+func TestRelease_whatItQueuedLeavesAgain(t *testing.T) {
+	for name, break_ := range map[string]func(way *link){
+		"told":       func(*link) {},
+		"reply lost": func(way *link) { way.afterScript(once(isRelease, lostReply)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, m *mini) {
+				way := new(link)
+				a, b := m.lock(t), m.lock(t, way)
+				lease := mustAcquire(t, a, "42", time.Hour)
+				got := inLine(t.Context(), t, m, b, time.Hour)
+				require.NoError(t, a.Release(t.Context(), lease))
+				held := (<-got).lease
+				inLine(t.Context(), t, m, a, time.Hour)
+				hang := make(chan struct{})
+				way.beforeScript(once(isAcquire, func() error { <-hang; return redis.ErrPoolTimeout }))
+				ctx, leave := context.WithCancel(t.Context())
+				waitFor(ctx, b, "42", time.Hour) // its attempt does not enter the queue
+				synctest.Wait()
+				break_(way)
+				require.NoError(t, b.Release(t.Context(), held)) // granted to a, and b is queued
+				require.Len(t, m.queued(t), 1)
+				leave()
+				synctest.Wait()
+				close(hang)
+				pass(100 * time.Millisecond)
+				require.Empty(t, m.queued(t))
+			})
+		})
+	}
+}
+
+// The heir leaves while the release is on its way that queues the member for him.
+func TestRelease_whatItQueuedForOneWhoHasLeftLeavesAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, b, "42", time.Hour)
+		ctx, leave := context.WithCancel(t.Context())
+		inLine(ctx, t, m, b, time.Hour)
+		got := inLine(t.Context(), t, m, a, time.Hour)
+		hang := make(chan struct{})
+		way.beforeScript(once(isRelease, func() error { <-hang; return nil }))
+		released := make(chan error, 1)
+		go func() { released <- b.Release(t.Context(), lease) }()
+		synctest.Wait()
+		leave()
+		synctest.Wait()
+		close(hang)
+		require.NoError(t, <-released)
+		require.NoError(t, (<-got).err)
+		synctest.Wait()
+		require.Empty(t, m.queued(t))
+	})
+}
+
+// An attempt that comes through late enters the queue when its line has got what it waited for.
+func TestWaitAcquire_whatAnAttemptQueuesLateLeavesAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		got := inLine(t.Context(), t, m, b, time.Hour)
+		deliver := way.keepBack()
+		m.Publish("lock-release", "lock:42")
+		pass(1200 * time.Millisecond) // It was given up, and another was made.
+		require.NoError(t, a.Release(t.Context(), lease))
+		r := <-got
+		require.NoError(t, r.err)
+		require.NoError(t, b.Release(t.Context(), r.lease))
+		mustAcquire(t, a, "42", time.Hour)
+		deliver()
+		synctest.Wait()
+		require.Empty(t, m.queued(t))
+	})
+}
+
+// A hand-over whose reply was lost is recognised by the next attempt, and leaves the line in the queue for the others.
+func TestWaitAcquire_whatItRecognisesDoesNotTakeItOutOfTheQueue(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Hour)
+		first := inLine(t.Context(), t, m, l, time.Hour)
+		ctx, leave := context.WithCancel(t.Context())
+		inLine(ctx, t, m, l, time.Hour)
+		hang := make(chan struct{})
+		way.afterScript(once(isRelease, func() error { <-hang; return nil }))
+		released := make(chan error, 1)
+		go func() { released <- l.Release(t.Context(), lease) }()
+		synctest.Wait()
+		m.Publish("lock-release", "lock:42")
+		pass(5 * time.Millisecond)
+		require.NoError(t, (<-first).err)
+		close(hang)
+		require.NoError(t, <-released)
+		require.Len(t, m.queued(t), 1)
+		leave()
+		synctest.Wait()
+		require.Empty(t, m.queued(t))
 	})
 }

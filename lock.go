@@ -441,7 +441,7 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 // when ctx has ended or ends; of ctx it uses the values only. The caller then
 // waits for at most 100 ms more, and gets an error that matches ctx.Err() and
 // says that the outcome is unknown. The lock is then free, or held until its ttl
-// ends. Releasing again is harmless, and knows what became of an attempt before.
+// ends. Releasing again is harmless, and takes "not held" for a success if an attempt before was sent in time.
 func (l *Lock) Release(ctx context.Context, lease *Lease) error {
 	if err := checkLease(lease); err != nil {
 		return fmt.Errorf("redfour: release: %w", err)
@@ -485,7 +485,7 @@ func (l *Lock) release(ctx context.Context, key leaseKey, state *leaseState) err
 	var f failures
 	o := l.subscriber.offer(key.id)
 	err := repeat(ctx, ctx, until, verdict.transient, func() (err error) {
-		r, err = l.releaseOnce(ctx, key, state, o.heir)
+		r, err = l.releaseOnce(ctx, key, state, o)
 		return f.note(err)
 	})
 	// Waiters of this process need not wait for the message, which may have been
@@ -502,11 +502,14 @@ func (l *Lock) release(ctx context.Context, key leaseKey, state *leaseState) err
 
 // releaseOnce makes one attempt. After one that was sent in time and whose outcome
 // is unknown, an answer that the lease is gone means that it did its work.
-func (l *Lock) releaseOnce(ctx context.Context, key leaseKey, state *leaseState, h heir) (reply, error) {
-	inTime := state.inTime()
-	r, err := l.server.ask(ctx, patience, newCall(), func(ctx context.Context) (reply, error) {
-		return l.server.release(ctx, key, h)
+func (l *Lock) releaseOnce(ctx context.Context, key leaseKey, state *leaseState, o offer) (reply, error) {
+	inTime, c := state.inTime(), newCall()
+	r, err := l.server.ask(ctx, patience, c, func(ctx context.Context) (reply, error) {
+		return l.server.release(ctx, key, o.heir)
 	})
+	if unheard(err) && o.line != nil {
+		l.subscriber.answersLate(o, c)
+	}
 	if inTime && judge(err) == unknown {
 		state.mayBeReleased()
 	}

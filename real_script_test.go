@@ -318,7 +318,7 @@ func (s releaseStep) predict(o *oracle, now int64) scriptAnswer {
 			case s.entry != (queueEntry{}):
 				o.enqueue(s.entry)
 			default:
-				a.status = isDone
+				a = scriptAnswer{status: isDone}
 			}
 			o.grant(e, index, hops, now)
 			return a

@@ -193,7 +193,7 @@ return {1, 0, 0, 0}
 //	     5 his token  6 his ttl in ms  7 "1" while the caller's turn goes on
 //	     8 the caller's entry, "" if it cannot be queued  9 "1" if others wait behind him
 //
-//	 1  released: the lock is free
+//	 1  released: the lock is free, or somebody has it and the caller could not enter the queue
 //	 5  handed to the next waiter of the caller's process, under index; if others wait behind him, the caller is in the
 //	    queue as it was before, and else not
 //	 6  granted to another member, under index; the caller is in the queue if it has waiters
@@ -289,7 +289,8 @@ if KEYS[3] and (next or type(redis.pcall("LINDEX", KEYS[3], 0)) == "string") the
         redis.pcall("PEXPIRE", KEYS[3], ttl + 60000)
         local grant = id .. " " .. ttl .. " " .. string.format("%.0f", now) .. " " .. KEYS[1]
         if type(redis.pcall("PUBLISH", inbox, grant)) ~= "number" then break end
-        return {queued and 6 or 1, index, tonumber(ttl), now}
+        if not queued then return {1, 0, 0, 0} end
+        return {6, index, tonumber(ttl), now}
       end
     end
     handed = hand()
@@ -590,7 +591,7 @@ func (s *server) parseGrant(message string) (g grant, ok bool) {
 		numbers[i] = n
 	}
 	id, ok := s.names.id(words[3])
-	if !ok || numbers[0] >= farIndex || numbers[1] > math.MaxInt64/int64(time.Millisecond) {
+	if !ok || numbers[0] >= 1<<53 || numbers[1] > math.MaxInt64/int64(time.Millisecond) {
 		return grant{}, false
 	}
 	return grant{id, numbers[0], time.Duration(numbers[1]) * time.Millisecond, numbers[2]}, true
@@ -728,7 +729,7 @@ func (s *server) comesLate(ctx context.Context, q *quest, c *call) {
 	case over == abandoned && c.mayHold():
 		s.discard(ctx, q.id, q.token)
 	case over == won && c.err == nil && c.reply.status == statusDone && c.reply.index != index:
-		_, _ = s.release(ctx, leaseKey{q.id, c.reply.index, q.token}, heir{})
+		s.giveBack(ctx, leaseKey{q.id, c.reply.index, q.token})
 	}
 }
 
@@ -782,18 +783,20 @@ func (c *call) mayHold() bool {
 
 // discard releases whatever lease has this token.
 func (s *server) discard(ctx context.Context, id, token string) {
-	until := time.Now().Add(cleanupTime)
-	_ = repeat(ctx, ctx, until, verdict.transient, func() error {
-		_, err := s.ask(ctx, patience, newCall(), func(ctx context.Context) (reply, error) {
-			return s.releaseToken(ctx, id, token)
-		})
-		return err
-	})
+	s.insist(ctx, func(ctx context.Context) (reply, error) { return s.releaseToken(ctx, id, token) })
 }
 
 // giveBack releases a lease that nobody has heard of.
-func (s *server) giveBack(ctx context.Context, lease *Lease) {
-	s.discard(ctx, lease.ID, lease.Token)
+func (s *server) giveBack(ctx context.Context, l leaseKey) {
+	s.insist(ctx, func(ctx context.Context) (reply, error) { return s.release(ctx, l, heir{}) })
+}
+
+// insist repeats a release for a while.
+func (s *server) insist(ctx context.Context, release func(ctx context.Context) (reply, error)) {
+	_ = repeat(ctx, ctx, time.Now().Add(cleanupTime), verdict.transient, func() error {
+		_, err := s.ask(ctx, patience, newCall(), release)
+		return err
+	})
 }
 
 // suit gives a lease that nobody has heard of the ttl that its taker wants.

@@ -42,6 +42,7 @@ type subscriber struct {
 	mu      sync.Mutex       // guards what follows, and every line
 	lines   map[string]*line // by id
 	entries int              // made so far
+	claimed int64            // the highest index of a lease that anybody here was given
 	ear     *ear             // the subscription; nil if there is none
 	idle    *time.Timer      // closes the ear after the last line has gone; nil before the first
 }
@@ -120,8 +121,20 @@ func (s *subscriber) listenLocked() {
 	s.crew.Start(func() { s.listen(ctx, e) })
 }
 
+// listenAnewLocked replaces the subscription.
+func (s *subscriber) listenAnewLocked() {
+	if s.ear != nil {
+		s.ear.close()
+		s.ear = nil
+	}
+	s.listenLocked()
+}
+
 func (s *subscriber) listen(ctx context.Context, e *ear) {
 	channels := []string{s.server.names.releases(), s.server.names.census(), s.server.inbox()}
+	if !s.server.mayQueue() {
+		channels = channels[:1]
+	}
 	for pauses := (backoff{min: shortestRetry, max: resubscribe}); ctx.Err() == nil; {
 		start := time.Now()
 		err := s.subscribe(ctx, e, channels)
@@ -184,7 +197,7 @@ func (s *subscriber) subscribe(ctx context.Context, e *ear, channels []string) e
 		case *redis.Message:
 			if m.Channel == inbox {
 				if g, ok := s.server.parseGrant(m.Payload); ok {
-					s.hear(g)
+					s.hear(e, g)
 				}
 			} else if id, ok := s.server.names.id(m.Payload); ok {
 				s.released(id)
