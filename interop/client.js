@@ -80,27 +80,12 @@ async function contend({ id, ttl, patience, who, inside, entries }) {
   return { sections, longest };
 }
 
-// acquireMany takes n locks, one after the other, and releaseMany gives them back: the server counts what that costs it.
-const many = [];
-
-async function acquireMany({ id, ttl, count }) {
-  for (let i = 0; i < count; i++) many.push(await acquire(`${id} ${i}`, ttl));
-  return many.every(lease => lease.success);
-}
-
-async function releaseMany() {
-  for (const lease of many.splice(0)) await release(lease);
-  return true;
-}
-
 const actions = {
   acquire: ({ id, ttl }) => acquire(id, ttl),
   release: ({ lease }) => release(lease),
   wait,
   renew,
-  contend,
-  acquireMany,
-  releaseMany
+  contend
 };
 
 function fail(err) {

@@ -37,7 +37,6 @@ type request struct {
 	Who      string          `json:"who,omitempty"`
 	Inside   string          `json:"inside,omitempty"`
 	Entries  string          `json:"entries,omitempty"`
-	Count    int             `json:"count,omitempty"`
 }
 
 // A message is a line from the process.
