@@ -241,7 +241,8 @@ func (s *subscriber) beginLocked(ln *line, expiry bool) {
 	}
 	ln.trying = true
 	s.crew.Start(func() {
-		for ; s.attempt(ln, expiry); expiry = false {
+		for again := true; again; expiry = false {
+			again = s.attempt(ln, expiry)
 		}
 	})
 }

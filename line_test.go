@@ -778,11 +778,6 @@ func TestRelease_aHandOverOfWhichNobodyHearsIsGivenBack(t *testing.T) {
 	})
 }
 
-// isDiscard matches a release by the token alone.
-func isDiscard(cmd redis.Cmder) bool {
-	return isRelease(cmd) && argument(cmd.Args(), 3+keys(cmd)) == ""
-}
-
 // What is given back is one lease: an attempt under the same token may come through while that is repeated.
 func TestRelease_whatIsGivenBackIsNoOtherLease(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
@@ -866,10 +861,10 @@ func TestWaitAcquire_aLeaveThatFailsIsRepeated(t *testing.T) {
 	})
 }
 
-// A release enters the member into the queue for those it leaves behind. When they go, it leaves again: whether the
-// release told that it had, or its reply was lost, or an attempt that was on its way failed.
+// A release enters the member into the queue for those it leaves behind. When they go, it leaves again, whether it
+// was told that it had entered, or the reply was lost.
 func TestRelease_whatItQueuedLeavesAgain(t *testing.T) {
-	for name, break_ := range map[string]func(way *link){
+	for name, harm := range map[string]func(way *link){
 		"told":       func(*link) {},
 		"reply lost": func(way *link) { way.afterScript(once(isRelease, lostReply)) },
 	} {
@@ -878,26 +873,44 @@ func TestRelease_whatItQueuedLeavesAgain(t *testing.T) {
 				way := new(link)
 				a, b := m.lock(t), m.lock(t, way)
 				lease := mustAcquire(t, a, "42", time.Hour)
-				got := inLine(t.Context(), t, m, b, time.Hour)
+				first := inLine(t.Context(), t, m, b, time.Hour)
+				second := inLine(t.Context(), t, m, b, time.Hour)
 				require.NoError(t, a.Release(t.Context(), lease))
-				held := (<-got).lease
-				inLine(t.Context(), t, m, a, time.Hour)
-				hang := make(chan struct{})
-				way.beforeScript(once(isAcquire, func() error { <-hang; return redis.ErrPoolTimeout }))
+				lease = (<-first).lease
 				ctx, leave := context.WithCancel(t.Context())
-				waitFor(ctx, b, "42", time.Hour) // its attempt does not enter the queue
+				waitFor(ctx, b, "42", time.Hour) // He is not first, so nothing is asked for him.
 				synctest.Wait()
-				break_(way)
-				require.NoError(t, b.Release(t.Context(), held)) // granted to a, and b is queued
+				next := inLine(t.Context(), t, m, a, time.Hour)
+				require.NoError(t, b.Release(t.Context(), lease))
+				lease = (<-second).lease
 				require.Len(t, m.queued(t), 1)
+				harm(way)
+				require.NoError(t, b.Release(t.Context(), lease))
+				require.NoError(t, (<-next).err)
+				require.Len(t, m.queued(t), 1, "for the third")
 				leave()
 				synctest.Wait()
-				close(hang)
-				pass(100 * time.Millisecond)
 				require.Empty(t, m.queued(t))
 			})
 		})
 	}
+}
+
+// A hand-over within the process leaves the member in the queue for those who wait behind. When they go, it leaves.
+func TestRelease_aHandOverKeepsThePlaceInTheQueue(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		l := m.lock(t)
+		lease := mustAcquire(t, l, "42", time.Hour)
+		first := inLine(t.Context(), t, m, l, time.Hour)
+		ctx, leave := context.WithCancel(t.Context())
+		inLine(ctx, t, m, l, time.Hour)
+		require.NoError(t, l.Release(t.Context(), lease))
+		require.NoError(t, (<-first).err)
+		require.Len(t, m.queued(t), 1)
+		leave()
+		synctest.Wait()
+		require.Empty(t, m.queued(t))
+	})
 }
 
 // The heir leaves while the release is on its way that queues the member for him.

@@ -830,3 +830,34 @@ func TestRealRights_theREADMEsAreEnough(t *testing.T) {
 		require.ErrorContains(t, err, `key "lock:foreign" is a string`)
 	}
 }
+
+// A member that may subscribe, but not use the queues, hears of open releases only. It must not be counted among those
+// who are handed the lock, or there would be none.
+func TestRealRights_whoMayNotQueueIsLetInNowAndThen(t *testing.T) {
+	r := startReal(t)
+	o := r.options()
+	r.user(t, "~lock:*", "~lockindex", "&lock-*", "+@all")(o)
+	restricted := newLock(t, newClient(t, o))
+	ctx, stop := context.WithCancel(t.Context())
+	var busy sync.WaitGroup
+	for _, l := range []*redfour.Lock{r.lock(t), r.lock(t)} {
+		for range 4 {
+			busy.Go(func() {
+				for ctx.Err() == nil {
+					lease, err := l.WaitAcquire(ctx, "42", time.Minute)
+					if err == nil {
+						err = l.Release(t.Context(), lease)
+					}
+					if ctx.Err() == nil {
+						assert.NoError(t, err)
+					}
+				}
+			})
+		}
+	}
+	for range 3 {
+		require.NoError(t, restricted.Release(t.Context(), takeLease(t, waitFor(t.Context(), restricted, "42", time.Minute))))
+	}
+	stop()
+	busy.Wait()
+}
