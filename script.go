@@ -289,7 +289,7 @@ if KEYS[3] and (next or type(redis.pcall("LINDEX", KEYS[3], 0)) == "string") the
         redis.pcall("PEXPIRE", KEYS[3], ttl + 60000)
         local grant = id .. " " .. ttl .. " " .. string.format("%.0f", now) .. " " .. KEYS[1]
         if type(redis.pcall("PUBLISH", inbox, grant)) ~= "number" then break end
-        if not queued then return {1, 0, 0, 0} end
+        if not queued then return {1, 0, 0, now} end
         return {6, index, tonumber(ttl), now}
       end
     end
