@@ -75,11 +75,11 @@ stress-interop: tools ## … those with npm redfour and ioredfour, 3 times
 SEED ?= 1
 faults_length = $(if $(MINUTES),-test.timeout=0 -minutes=$(MINUTES) -test.run='^TestFaults$$',-test.timeout=1h -passes=1)
 .PHONY: faults
-faults: tools ## attack the library with faults, and broken libraries with its judge (6 minutes; SEED=1 MINUTES=30)
+faults: tools ## attack the library with faults, and broken libraries with its judge (9 minutes; SEED=1 MINUTES=30)
 	@binary=$$(mktemp) && trap "rm -f $$binary" EXIT && cd faults && go test -c -o $$binary . && $$binary -test.count=1 -seed=$(SEED) $(faults_length)
 
 .PHONY: model
-model: ## check the model of the queue, and that it fails without each of its rules (3 minutes; needs spin and a C compiler)
+model: ## check a model of the queue, and that variants with a rule left out fail (2 minutes; needs spin and a C compiler)
 	@docs/model/check.sh
 
 # A golangci-lint cannot check code for a newer Go than it was built with, so each Go has its own. The first build takes minutes.

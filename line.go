@@ -47,7 +47,7 @@ type line struct {
 	out     int64     // the index of the last lease that took it out: what an attempt saw before does not count
 	ours    bool      // a member holds the lock, and when it releases the line is served, or told
 	claimed int64     // no lease up to this index passes the gate any more
-	found   time.Time // up to here the message may come of a grant that was found without it
+	found   time.Time // until then the message of a grant that was found by asking may still come
 	turn    int       // how many more waiters of this process go before those of others
 }
 
@@ -261,7 +261,7 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 		defer s.mu.Unlock()
 		return s.leaveLocked(ln)
 	}
-	q, p := ln.quest, place{}
+	q, p, e := ln.quest, place{}, s.ear
 	if s.hearsLocked() {
 		p = place{s.entryLocked(ln, first.ttl, ln.pending == 0), ln.claimed, expiry}
 		ln.queued = true // from the moment that the request leaves
@@ -277,7 +277,7 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 	if unheard(err) {
 		ln.pending++
 	}
-	if p.entry != "" && !s.server.mayQueue() {
+	if p.entry != "" && !s.server.mayQueue() && s.ear == e {
 		s.listenAnewLocked() // The others must not take it for one who can be handed a lock.
 	}
 	switch v := judge(err); {
@@ -290,7 +290,7 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 		return s.failLocked(ln, err)
 	}
 	if p.entry != "" {
-		ln.queued = r.index >= ln.out
+		ln.queued = ln.queued || r.index >= ln.out
 	}
 	ln.ours = r.status == statusQueued
 	ln.toldLocked(&LockedError{ID: ln.id, Index: r.index, TTL: r.left})
@@ -327,7 +327,7 @@ func (s *subscriber) comesLate(ln *line, p place) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ln.pending--
-	ln.queued = ln.queued || p.entry != "" // It is the same as then: see entryLocked and leaveLocked.
+	ln.queued = ln.queued || p.entry != "" // The entry is the same as then, because pending kept it.
 	s.clearLocked(ln)
 }
 
@@ -450,7 +450,7 @@ func (s *subscriber) claimLocked(ln *line, y yield) bool {
 	if ln == nil {
 		return true
 	}
-	if index <= ln.claimed {
+	if index <= ln.claimed || y.quest != nil && !y.quest.win(index) {
 		return false
 	}
 	ln.claimed = index
@@ -460,7 +460,7 @@ func (s *subscriber) claimLocked(ln *line, y yield) bool {
 	if y.asked {
 		ln.found = time.Now().Add(y.lease.TTL)
 	}
-	if y.quest != nil && y.quest.win(index) && y.quest == ln.quest {
+	if y.quest != nil && y.quest == ln.quest {
 		ln.quest = newQuest(ln.id)
 	}
 	if y.local && ln.turn > 0 {
@@ -495,15 +495,15 @@ func (s *subscriber) heldHereLocked(ln *line, y yield) {
 
 // hear takes the message that this member was granted a lock. One that was on its way for longer
 // than the lease lasts only makes the line look, which finds the lease if it is there after all. What an ear hears that
-// was closed is nothing: whoever closed it has left the queues, and has been told there what was granted.
+// was closed does not count: Close and idling have left the queues, and been told what was granted.
 func (s *subscriber) hear(e *ear, g grant) {
-	y := yield{out: true}
-	y.lease, y.exact = s.server.lease(g)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ear != e || s.life.Err() != nil {
 		return
 	}
+	y := yield{out: true}
+	y.lease, y.exact = s.server.lease(g) // Now, because a line that is made later does not claim what was seen before.
 	ln := s.lines[g.id]
 	switch {
 	case y.lease.Remaining() <= 0:

@@ -983,3 +983,78 @@ func TestWaitAcquire_whatItRecognisesDoesNotTakeItOutOfTheQueue(t *testing.T) {
 		require.Empty(t, m.queued(t))
 	})
 }
+
+// An attempt comes through when its quest was won and the lease released: it takes the lock again. Its own answer tells of
+// that late, and the repetition of a release tells of it, too. One of them counts.
+func TestWaitAcquire_aLeaseUnderTheSameTokenIsClaimedOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Hour)
+		first := inLine(t.Context(), t, m, l, time.Hour)
+		lose, answer := make(chan struct{}), make(chan struct{})
+		loseFirst := once(isRelease, func() error { <-lose; return lostReply() })
+		var holdBack func(context.Context, redis.Cmder) error
+		way.afterScript(func(ctx context.Context, cmd redis.Cmder) error {
+			if holdBack != nil {
+				_ = holdBack(ctx, cmd)
+			}
+			return loseFirst(ctx, cmd)
+		})
+		deliver := way.keepBack()
+		m.Publish("lock-release", "lock:42")
+		pass(1200 * time.Millisecond) // The attempt was given up.
+		released := make(chan error, 1)
+		go func() { released <- l.Release(t.Context(), lease) }()
+		synctest.Wait()
+		m.Publish("lock-release", "lock:42")
+		r := <-first
+		require.NoError(t, r.err, "the next attempt recognised the hand-over")
+		require.NoError(t, l.Release(t.Context(), r.lease))
+		synctest.Wait()
+		require.False(t, m.Exists("lock:42"))
+		holdBack = once(isAcquire, func() error { <-answer; return nil })
+		deliver()
+		synctest.Wait()
+		require.True(t, m.Exists("lock:42"))
+		second := waitFor(t.Context(), l, "42", time.Hour)
+		synctest.Wait()
+		close(lose)
+		r = <-second
+		require.NoError(t, r.err)
+		close(answer)
+		pass(10 * time.Millisecond)
+		require.NoError(t, <-released)
+		require.Equal(t, r.lease.Token, m.HGet("lock:42", "token"))
+	})
+}
+
+// The answer of an attempt is older than the grant that took the line out of the queue, and than the release that
+// entered it again.
+func TestWaitAcquire_anOldAnswerDoesNotMakeALineForgetItsPlace(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		first := inLine(t.Context(), t, m, b, time.Hour)
+		inLine(t.Context(), t, m, a, time.Hour)
+		answer := make(chan struct{})
+		way.afterScript(once(isAcquire, func() error { <-answer; return nil }))
+		m.Publish("lock-release", "lock:42")
+		pass(5 * time.Millisecond)
+		require.NoError(t, a.Release(t.Context(), lease))
+		r := <-first
+		require.NoError(t, r.err)
+		ctx, leave := context.WithCancel(t.Context())
+		waitFor(ctx, b, "42", time.Hour)
+		synctest.Wait()
+		require.NoError(t, b.Release(t.Context(), r.lease))
+		require.Len(t, m.queued(t), 1)
+		close(answer)
+		pass(5 * time.Millisecond)
+		require.Len(t, m.queued(t), 1, "one entry a member")
+		leave()
+		pass(5 * time.Millisecond)
+		require.Empty(t, m.queued(t))
+	})
+}

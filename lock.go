@@ -1,5 +1,5 @@
 // Package redfour runs a section of code in one process at a time across a fleet,
-// by a lock on Redis whose waiters are woken when it is released.
+// by a lock on Redis that a release hands to the next waiter.
 //
 //	err := lock.WithLock(ctx, "token:42", 10*time.Second, func(ctx context.Context, lease *redfour.Lease) error {
 //		return refreshIfExpired(ctx)
@@ -27,19 +27,20 @@
 // effect. A caller whose context ends returns at once (from Release within 100 ms, from
 // WithLock when its function has returned), and what an attempt to acquire may still
 // bring is given back in the background. The gaps: a request that the network
-// delays until after all of that takes the lock for nobody, for one ttl; and so does a process that is
-// frozen when the lock is handed over to it.
+// delays until after all of that takes the lock for nobody, for one ttl. A process that is frozen when it is
+// handed the lock holds it for one ttl, too.
 //
 // # Waiting
 //
-// A release hands the lock over: to the next waiter of the same [Lock], or to the first in a queue
+// A release hands the lock over: to the next waiter of the same [Lock], or to the first Lock in a queue
 // in Redis, in the same script. So the waiters of one id in one Lock are served first come, first
-// served, and cost no more than one; a Lock that is released with waiters left serves up to
-// 16 of them before it is another's turn; and between Locks it goes round. Who has died is skipped: whoever
-// no longer listens to the subscription that each Lock keeps while it waits, whatever the number of ids. Messages
-// are hints all the same: each id also looks at its lock when the holder's lease ends, after every
-// reconnection, and every 30 s, so waiting works, more slowly and without an order, without any. Waiting holds no
-// connection of the client's pool.
+// served, and cost Redis no more than one would. Between Locks it goes round: one that has its turn serves
+// its first waiter and up to 16 more, if they were waiting then. Each Lock keeps one subscription
+// while it waits, whatever the number of ids; a Lock whose subscription is gone is skipped.
+//
+// Waiting does not depend on messages: each id also looks at its lock when the holder's lease
+// ends, after every reconnection, and every 30 s, so that without any message it works, more slowly and
+// without an order. Waiting holds no connection of the client's pool.
 //
 // # Fencing
 //
@@ -225,6 +226,9 @@ const acquireTime = 5 * time.Second
 // Acquire tries once to take the lock of id for ttl, and does not wait for a
 // holder. The ttl is at least 1 ms, and is rounded down to whole milliseconds. The id
 // is non-empty valid UTF-8; any content is fine.
+//
+// While others wait, a release hands the lock to them and it is never free, so that Acquire finds it
+// held: use [Lock.WaitAcquire] to have a turn.
 //
 // A lease need not be released: a cron job that is to run once in the fleet takes the
 // lock for longer than the hosts' clocks differ, treats [ErrLocked] as "done

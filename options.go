@@ -37,6 +37,8 @@ func newConfig(opts []Option) (config, error) {
 // in npm redfour. Locks exclude each other only within one namespace, and each
 // namespace counts its own indexes.
 //
+// Do not use a namespace and the same with "-waiters" appended: they share the names of keys.
+//
 // A namespace is non-empty valid UTF-8 of at most 512 bytes without control
 // characters; [New] and [Open] return an error for any other.
 func WithNamespace(ns string) Option {

@@ -861,3 +861,21 @@ func TestRealRights_whoMayNotQueueIsLetInNowAndThen(t *testing.T) {
 	stop()
 	busy.Wait()
 }
+
+// That the user may not touch one lock says nothing about the queues of the others.
+func TestRealRights_aForbiddenLockDoesNotEndTheQueues(t *testing.T) {
+	r := startReal(t)
+	way := new(link)
+	o := r.options(way)
+	r.user(t, "~lock:42", "~lockindex", "~lock-waiters:*", "&lock-*", "+@all")(o)
+	l := newLock(t, newClient(t, o, way))
+	holder := r.lock(t)
+	lease := mustAcquire(t, holder, "42", time.Minute)
+	got := sleeper(t, l, way, "42")
+	_, err := l.WaitAcquire(t.Context(), "forbidden", time.Minute)
+	require.ErrorContains(t, err, "NOPERM")
+	require.NoError(t, holder.Release(t.Context(), lease))
+	lease = takeLease(t, got)
+	require.Contains(t, lease.Token, ":", "it was granted out of the queue")
+	require.NoError(t, l.Release(t.Context(), lease))
+}

@@ -174,8 +174,8 @@ return {1, index, 0, 0}
 //	 1  nothing of it is left
 //	 4  the caller was granted the lock before, under index, and has not claimed it
 var leaveScript = newScript(`
-redis.call("LREM", KEYS[2], 1, ARGV[1])
 local held = redis.call("HMGET", KEYS[1], "index", "token")
+redis.call("LREM", KEYS[2], 1, ARGV[1])
 if held[1] and held[2] == ARGV[2] .. ":" .. held[1] and tonumber(held[1]) > tonumber(ARGV[3]) then
   local time = redis.call("TIME")
   return {4, tonumber(held[1]), redis.call("PTTL", KEYS[1]), time[1] * 1000000 + time[2]}
@@ -283,12 +283,18 @@ if KEYS[3] and (next or type(redis.pcall("LINDEX", KEYS[3], 0)) == "string") the
       local inbox = ARGV[3] .. "grant:" .. (member or "")
       local live = member and #ttl < 14 and member ~= self and redis.pcall("PUBSUB", "NUMSUB", inbox)
       if live and not live.err and live[2] > 0 then
-        if not lease(member .. ":" .. id, ttl) then break end
+        if not lease(member .. ":" .. id, ttl) then
+          next = nil
+          break
+        end
         local queued = not next or entry ~= "" and type(redis.pcall("LPOS", KEYS[3], entry)
           or redis.pcall("RPUSH", KEYS[3], entry)) == "number"
         redis.pcall("PEXPIRE", KEYS[3], ttl + 60000)
         local grant = id .. " " .. ttl .. " " .. string.format("%.0f", now) .. " " .. KEYS[1]
-        if type(redis.pcall("PUBLISH", inbox, grant)) ~= "number" then break end
+        if type(redis.pcall("PUBLISH", inbox, grant)) ~= "number" then
+          next = nil
+          break
+        end
         if not queued then return {1, 0, 0, now} end
         return {6, index, tonumber(ttl), now}
       end
@@ -451,11 +457,12 @@ func (s *server) acquire(ctx context.Context, id, token string, ttl time.Duratio
 		r, err := s.run(ctx, acquireScript, append(keys, s.names.queue(id)),
 			ttl.Milliseconds(), token, s.highest.Load(),
 			p.entry, s.member, p.claimed, flag(p.expiry), s.names.channels())
-		if !s.isRefused(err) {
+		if !refusesKeys(err) {
 			return r.lasting(ttl), err
 		}
 	}
 	r, err := s.run(ctx, acquireScript, keys, ttl.Milliseconds(), token, s.highest.Load())
+	s.noteRefusal(p.entry != "", err)
 	return r.lasting(ttl), err
 }
 
@@ -480,14 +487,18 @@ func (s *server) mayQueue() bool {
 	return refused == nil || time.Since(*refused) > deniedPause
 }
 
-// isRefused notes that a script was refused that uses a queue, and may work without.
-func (s *server) isRefused(err error) bool {
-	if !redis.IsPermissionError(err) || !strings.Contains(err.Error(), " key") {
-		return false
+// refusesKeys tells whether a script was refused for its keys, of which it may not need the queue.
+func refusesKeys(err error) bool {
+	return redis.IsPermissionError(err) && strings.Contains(err.Error(), " key")
+}
+
+// noteRefusal takes the outcome without a queue of what may have been refused with one. If this is no refusal, it was
+// the queue, and not the lock itself.
+func (s *server) noteRefusal(refused bool, err error) {
+	if refused && !redis.IsPermissionError(err) {
+		now := time.Now()
+		s.refused.Store(&now)
 	}
-	now := time.Now()
-	s.refused.Store(&now)
-	return true
 }
 
 // leave tries once to take an entry out of the queue of id.
@@ -516,18 +527,20 @@ func (s *server) releaseToken(ctx context.Context, id, token string) (reply, err
 }
 
 func (s *server) releaseAs(ctx context.Context, id, index, token string, h heir) (reply, error) {
-	lock := s.names.lock(id)
-	if s.mayQueue() {
+	lock, queues := s.names.lock(id), s.mayQueue()
+	if queues {
 		argv := []any{index, token, s.names.channels(), s.highest.Load()}
 		if h.token != "" {
 			argv = append(argv, h.token, h.ttl.Milliseconds(), flag(h.turn), h.entry, flag(h.more))
 		}
 		r, err := s.run(ctx, releaseScript, []string{lock, s.names.counter(), s.names.queue(id)}, argv...)
-		if !s.isRefused(err) {
+		if !refusesKeys(err) {
 			return r, err
 		}
 	}
-	return s.run(ctx, releaseScript, []string{lock}, index, token, s.names.channels())
+	r, err := s.run(ctx, releaseScript, []string{lock}, index, token, s.names.channels())
+	s.noteRefusal(queues, err)
+	return r, err
 }
 
 // renew tries once to give a lease a new ttl.
@@ -684,7 +697,7 @@ type quest struct {
 	mu    sync.Mutex // guards what follows
 	maybe bool       // an attempt that has come back may have taken the lock
 	over  questEnd
-	index int64 // that was won
+	index int64 // of the last lease under the token that somebody has claimed, or gives back
 }
 
 type questEnd int
@@ -717,18 +730,21 @@ func (s *server) try(ctx context.Context, q *quest, ttl time.Duration, p place, 
 	return r, err
 }
 
-// comesLate takes the outcome of an attempt that nobody waited for. What it took
-// is recognised by the next attempt, or else given back: the quest may have been won without
-// it, and the lease that was won released since.
+// comesLate takes the outcome of an attempt that nobody waited for. What it took is recognised by the next attempt, or
+// else given back: if the quest was won by another lease, no attempt looks for this one.
 func (s *server) comesLate(ctx context.Context, q *quest, c *call) {
 	q.mu.Lock()
-	over, index := q.over, q.index
+	over := q.over
+	stray := over == won && c.err == nil && c.reply.status == statusDone && c.reply.index > q.index
+	if stray {
+		q.index = c.reply.index // Nobody else claims it now.
+	}
 	q.maybe = q.maybe || c.mayHold()
 	q.mu.Unlock()
 	switch {
 	case over == abandoned && c.mayHold():
 		s.discard(ctx, q.id, q.token)
-	case over == won && c.err == nil && c.reply.status == statusDone && c.reply.index != index:
+	case stray:
 		s.giveBack(ctx, leaseKey{q.id, c.reply.index, q.token})
 	}
 }
@@ -751,11 +767,12 @@ func (s *server) mayHaveGot(ctx context.Context, q *quest) {
 	}
 }
 
-// win ends the quest by a lease that was got. It returns false if it was over before.
+// win ends the quest by a lease that was got. It returns false if that is known already. After the first there may be another: an
+// attempt that comes through late takes the lock again, and the next answer tells of that.
 func (q *quest) win(index int64) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.over != sought {
+	if q.over == abandoned || index <= q.index {
 		return false
 	}
 	q.over, q.index = won, index

@@ -42,7 +42,7 @@ type subscriber struct {
 	mu      sync.Mutex       // guards what follows, and every line
 	lines   map[string]*line // by id
 	entries int              // made so far
-	claimed int64            // the highest index of a lease that anybody here was given
+	claimed int64            // the highest index of a lease that anybody here was given; observe may have left it out
 	ear     *ear             // the subscription; nil if there is none
 	idle    *time.Timer      // closes the ear after the last line has gone; nil before the first
 }
@@ -131,17 +131,18 @@ func (s *subscriber) listenAnewLocked() {
 }
 
 func (s *subscriber) listen(ctx context.Context, e *ear) {
-	channels := []string{s.server.names.releases(), s.server.names.census(), s.server.inbox()}
-	if !s.server.mayQueue() {
-		channels = channels[:1]
-	}
+	refused := false
 	for pauses := (backoff{min: shortestRetry, max: resubscribe}); ctx.Err() == nil; {
+		channels := []string{s.server.names.releases(), s.server.names.census(), s.server.inbox()}
+		if refused || !s.server.mayQueue() {
+			channels = channels[:1]
+		}
 		start := time.Now()
 		err := s.subscribe(ctx, e, channels)
 		// A closed subscription is our own doing, and is no reason to give up.
 		denied := judge(err) == final && !errors.Is(err, redis.ErrClosed)
 		if denied && len(channels) > 1 {
-			channels = channels[:1] // Perhaps the user has a right to that alone.
+			refused = true // Perhaps the user has a right to the first alone.
 			continue
 		}
 		if time.Since(start) > steadyTime {

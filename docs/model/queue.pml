@@ -1,5 +1,5 @@
 /*
- * A model of the queue that hands one lock over: docs/protocol.md, "Waiting". README.md
+ * A model of the queue that hands one lock over: docs/protocol.md, "The queue". README.md
  * beside this file says how to run it and how to read what it finds.
  *
  * There is one lock. M members (processes that use this library) have W waiters
