@@ -51,7 +51,7 @@ type line struct {
 	turn    int       // how many more waiters of this process go before those of others
 }
 
-// longestTurn is how many waiters of one process are served before those of others.
+// longestTurn is how many more waiters of one process are served, after the first, before those of others.
 const longestTurn = 16
 
 // A waiter is one call of WaitAcquire.

@@ -51,11 +51,14 @@ type scene struct {
 	node   *peer
 }
 
+// The npm libraries that share their locks.
+var libraries = []string{"redfour", "ioredfour"}
+
 // forEachLibrary runs a test against each npm library.
 func forEachLibrary(t *testing.T, test func(s scene)) {
 	t.Helper()
 	t.Parallel()
-	for _, library := range []string{"redfour", "ioredfour"} {
+	for _, library := range libraries {
 		t.Run(library, func(t *testing.T) {
 			t.Parallel()
 			requireNode(t)
