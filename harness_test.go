@@ -2,6 +2,7 @@ package redfour_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"slices"
@@ -89,6 +90,7 @@ func newLock(t *testing.T, client redis.UniversalClient, opts ...redfour.Option)
 type link struct {
 	mu      sync.Mutex // guards what follows
 	scripts int        // sent so far
+	shared  int        // round trips so far that carried several
 	ears    int        // connections that subscribed so far
 	before  func(ctx context.Context, cmd redis.Cmder) error
 	after   func(ctx context.Context, cmd redis.Cmder) error
@@ -151,6 +153,21 @@ func argument(args []any, i int) string {
 	return s
 }
 
+// valuesOf returns what a script replied: status, index, milliseconds left, time.
+func valuesOf(cmd redis.Cmder) ([]int64, error) {
+	reply, ok := cmd.(interface {
+		Val() any
+		Int64Slice() ([]int64, error)
+	})
+	if !ok {
+		return nil, fmt.Errorf("%s has no reply of a script", cmd.Name())
+	}
+	if index, ok := reply.Val().(int64); ok && cmd.Err() == nil {
+		return []int64{1, index, 0, 0}, nil
+	}
+	return reply.Int64Slice()
+}
+
 // lostReply is what go-redis returns when the server hung up before it answered.
 func lostReply() error { return io.EOF }
 
@@ -168,37 +185,77 @@ func (l *link) subscriptions() int {
 
 func (l *link) DialHook(next redis.DialHook) redis.DialHook { return next }
 
-func (l *link) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return next
-}
-
 func (l *link) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		if !strings.HasPrefix(cmd.Name(), "eval") {
-			return next(ctx, cmd)
-		}
-		l.mu.Lock()
-		l.scripts++
-		before, after := l.before, l.after
-		l.mu.Unlock()
-		if before != nil {
-			if err := before(ctx, cmd); err != nil {
-				cmd.SetErr(err)
-				return err
-			}
-		}
-		err := next(ctx, cmd)
-		if redis.HasErrorPrefix(err, "NOSCRIPT") {
+		if err := l.send(ctx, cmd); err != nil {
 			return err
 		}
-		if after != nil {
-			if lost := after(ctx, cmd); lost != nil {
-				cmd.SetErr(lost)
-				return lost
+		return l.answer(ctx, cmd, next(ctx, cmd))
+	}
+}
+
+// Scripts that travel together meet the same fate as if they had travelled alone.
+func (l *link) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		l.mu.Lock()
+		l.shared++
+		l.mu.Unlock()
+		var sent []redis.Cmder
+		for _, cmd := range cmds {
+			if l.send(ctx, cmd) == nil {
+				sent = append(sent, cmd)
 			}
 		}
+		if len(sent) > 0 {
+			_ = next(ctx, sent)
+		}
+		var first error
+		for _, cmd := range cmds {
+			err := cmd.Err()
+			if slices.Contains(sent, cmd) {
+				err = l.answer(ctx, cmd, err)
+			}
+			if first == nil {
+				first = err
+			}
+		}
+		return first
+	}
+}
+
+// send returns why a command is not to be sent, if that is so.
+func (l *link) send(ctx context.Context, cmd redis.Cmder) error {
+	if !strings.HasPrefix(cmd.Name(), "eval") {
+		return nil
+	}
+	l.mu.Lock()
+	l.scripts++
+	before := l.before
+	l.mu.Unlock()
+	if before == nil {
+		return nil
+	}
+	err := before(ctx, cmd)
+	if err != nil {
+		cmd.SetErr(err)
+	}
+	return err
+}
+
+// answer returns the outcome of a command that was sent, or that its reply was lost.
+func (l *link) answer(ctx context.Context, cmd redis.Cmder, err error) error {
+	l.mu.Lock()
+	after := l.after
+	l.mu.Unlock()
+	if after == nil || !strings.HasPrefix(cmd.Name(), "eval") || redis.HasErrorPrefix(err, "NOSCRIPT") {
 		return err
 	}
+	cmd.SetErr(err) // the client does so later
+	if lost := after(ctx, cmd); lost != nil {
+		cmd.SetErr(lost)
+		return lost
+	}
+	return err
 }
 
 type dialer = func(ctx context.Context, network, addr string) (net.Conn, error)

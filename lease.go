@@ -169,7 +169,7 @@ type leaseState struct {
 	released bool          // a release was sent in time, and may have run
 
 	turn    chan struct{}   // holds one element while a renewal is made; nil before the first
-	renewal *call           // the last one
+	renewal chan struct{}   // closed when the last one is over; nil before the first
 	keepers []chan struct{} // told when the rest changes; one for each Lock that keeps the lease alive
 }
 
@@ -297,7 +297,7 @@ func (s *leaseState) takeTurn(ctx context.Context) (giveTurn func(), err error) 
 	case turn <- struct{}{}:
 		return func() { <-turn }, nil
 	case <-ctx.Done():
-		return nil, &givenUpError{contextError(ctx)}
+		return nil, &givenUpError{contextError(ctx), nil}
 	}
 }
 
@@ -305,7 +305,7 @@ func (s *leaseState) takeTurn(ctx context.Context) (giveTurn func(), err error) 
 // If that is less than is left, the lease may be shorter at once. The call is known
 // from here on, so that a release, which ends the lease first, waits for it or keeps
 // it from being sent. It is nil if the turn came when nothing was due any more.
-func (s *leaseState) begin(ttl time.Duration) (*call, time.Duration, error) {
+func (s *leaseState) begin(ttl time.Duration) (over chan struct{}, _ time.Duration, err error) {
 	s = s.lock()
 	defer s.mu.Unlock()
 	if errors.Is(s.over, errReleased) {
@@ -322,7 +322,7 @@ func (s *leaseState) begin(ttl time.Duration) (*call, time.Duration, error) {
 		s.deadline = deadline
 		s.tellKeepers()
 	}
-	s.renewal = newCall()
+	s.renewal = make(chan struct{})
 	return s.renewal, ttl, nil
 }
 
@@ -330,10 +330,10 @@ func (s *leaseState) begin(ttl time.Duration) (*call, time.Duration, error) {
 const whenDue = 0
 
 // refused says that a renewal that had begun was not made, and will not be.
-func (s *leaseState) refused(c *call) {
+func (s *leaseState) refused(renewal chan struct{}) {
 	s = s.lock()
 	defer s.mu.Unlock()
-	if s.renewal == c && !s.before.IsZero() {
+	if s.renewal == renewal && !s.before.IsZero() {
 		s.deadline = s.before
 		s.tellKeepers()
 	}
@@ -401,21 +401,27 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 	}
 	defer giveTurn()
 	if ctx.Err() != nil {
-		return &givenUpError{contextError(ctx)}
+		return &givenUpError{contextError(ctx), nil}
 	}
-	c, ttl, err := state.begin(ttl)
-	if c == nil {
+	over, ttl, err := state.begin(ttl)
+	if over == nil {
 		return err
 	}
-	r, err := l.server.ask(ctx, patience, c, func(ctx context.Context) (reply, error) {
-		return l.server.renew(ctx, key, ttl)
-	})
+	r, err := l.server.renew(ctx, patience, key, ttl)
+	if c := unheard(err); c != nil {
+		l.crew.Start(func() {
+			<-c.Done()
+			close(over)
+		})
+	} else {
+		close(over)
+	}
 	switch {
 	case err != nil && judge(err) == unknown:
 		state.unresolved(ttl)
 		return err
 	case err != nil:
-		state.refused(c)
+		state.refused(over)
 		return err
 	case r.status != statusDone:
 		err := notHeld(r)
@@ -426,14 +432,36 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 	return nil
 }
 
+// renewing tells whether a renewal has begun and is not over.
+func (s *leaseState) renewing() bool {
+	s = s.lock()
+	defer s.mu.Unlock()
+	if s.renewal == nil {
+		return false
+	}
+	select {
+	case <-s.renewal:
+		return false
+	default:
+		return true
+	}
+}
+
 // joinRenewal waits for the last renewal to be over, for at most d: the connection
 // that it hangs on may have died.
 func (s *leaseState) joinRenewal(ctx context.Context, d time.Duration) {
 	s = s.lock()
-	c := s.renewal
+	over := s.renewal
 	s.mu.Unlock()
-	if c != nil {
-		_, _ = c.waitUntil(ctx, d)
+	if over == nil {
+		return
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-over:
+	case <-ctx.Done():
+	case <-timer.C:
 	}
 }
 

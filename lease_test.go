@@ -194,6 +194,7 @@ func TestKeepAlive_doesNotUndoARenewalByHand(t *testing.T) {
 		way := new(link)
 		l := m.lock(t, way)
 		lease := mustAcquire(t, l, "42", time.Hour)
+		require.NoError(t, l.Renew(t.Context(), lease, time.Hour)) // Redis knows the script from now on.
 		_, stop := l.KeepAlive(t.Context(), lease)
 		defer stop()
 		synctest.Wait()

@@ -268,13 +268,13 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 	}
 	s.mu.Unlock()
 
-	r, err := s.server.try(s.life, q, first.ttl, p, func() { s.comesLate(ln, p) })
+	r, err := s.server.try(s.life, patience, q, first.ttl, p, func() { s.comesLate(ln, p) })
 	if err == nil && r.status != statusHeld && r.status != statusQueued {
 		return s.won(ln, first, fresh, q, p, r)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if unheard(err) {
+	if unheard(err) != nil {
 		ln.pending++
 	}
 	if p.entry != "" && !s.server.mayQueue() && s.ear == e {
@@ -596,9 +596,9 @@ func (s *subscriber) answersLate(o offer, c *call) {
 	o.line.pending++
 	s.mu.Unlock()
 	s.crew.Start(func() {
-		<-c.done
-		if c.err == nil {
-			s.inherit(o, c.reply)
+		<-c.Done()
+		if r, err := s.server.read(c); err == nil {
+			s.inherit(o, r)
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -640,9 +640,7 @@ func (s *subscriber) leaveLocked(ln *line) bool {
 // leaveOnce takes an entry out of the queue, and a lease that it was granted through the gate. What is given back then wakes
 // the line.
 func (s *subscriber) leaveOnce(id string, p place) error {
-	r, err := s.server.ask(context.WithoutCancel(s.life), patience, newCall(), func(ctx context.Context) (reply, error) {
-		return s.server.leave(ctx, id, p)
-	})
+	r, err := s.server.leave(context.WithoutCancel(s.life), id, p)
 	if err == nil && r.status == statusFound {
 		lease := newLease(id, s.server.grantToken(r.index), r.left, r)
 		_, _ = s.take(id, yield{lease: lease, asked: true})

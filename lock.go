@@ -79,6 +79,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/redfour-go/redfour/internal/batch"
 	"github.com/redfour-go/redfour/internal/crew"
 )
 
@@ -168,7 +169,10 @@ func New(client redis.UniversalClient, opts ...Option) (*Lock, error) {
 	// The Lock outlives the request in which it happens to be made.
 	life, end := context.WithCancelCause(context.Background()) //nolint:forbidigo // See above.
 	goroutines := new(crew.Crew)
-	s := &server{client: client, names: c.names, member: rand.Text(), crew: goroutines}
+	s := &server{
+		client: client, batcher: batch.New(life, client, goroutines, patience),
+		names: c.names, member: rand.Text(), crew: goroutines,
+	}
 	return &Lock{
 		server:     s,
 		subscriber: newSubscriber(life, s, goroutines),
@@ -260,14 +264,11 @@ func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 		return nil, ErrClosed // it may not have waited for this
 	}
 	until := time.Now().Add(acquireTime)
-	bounded, cancel := context.WithDeadline(ctx, until)
-	defer cancel()
-
 	q := newQuest(id)
 	var r reply
 	var f failures
-	err := repeat(bounded, l.life, until, verdict.outOfReach, func() (err error) {
-		r, err = l.server.try(bounded, q, ttl, place{}, func() {})
+	err := repeat(ctx, l.life, until, verdict.outOfReach, func() (err error) {
+		r, err = l.server.try(ctx, min(patience, time.Until(until)), q, ttl, place{}, func() {})
 		return f.note(err)
 	})
 	if err != nil {
@@ -312,13 +313,11 @@ type failures struct {
 // note adds the error of an attempt, and returns it.
 func (f *failures) note(err error) error {
 	f.final = err
-	if judge(err) != unknown {
-		f.last = err
-		return err
-	}
-	f.maybe = true
+	v := judge(err)
+	f.maybe = f.maybe || v == unknown
 	// That the library's bound or the caller's ctx ended says nothing about Redis.
-	if !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+	_, givenUp := errors.AsType[*givenUpError](err)
+	if v != unknown && !givenUp || !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
 		f.last = err
 	}
 	return err
@@ -450,24 +449,29 @@ func (l *Lock) Release(ctx context.Context, lease *Lease) error {
 	if err := checkLease(lease); err != nil {
 		return fmt.Errorf("redfour: release: %w", err)
 	}
-	key, state := lease.key(), l.stateOf(lease)
-	done := make(chan error, 1) // one error; nobody may be there to take it
+	r := &release{l: l, key: lease.key(), state: l.stateOf(lease)}
 	detached := context.WithoutCancel(ctx)
 	l.enterSection()
+	if r.begin(ctx) {
+		l.leaveSection()
+		return wrap("release", lease.ID, r.end(detached))
+	}
+	done := make(chan struct{}) // closed when nothing of r changes any more
 	l.crew.Start(func() {
 		defer l.leaveSection()
-		done <- l.release(detached, key, state)
+		defer close(done)
+		r.goOn(detached)
 	})
 	select {
-	case err := <-done:
-		return wrap("release", lease.ID, err)
+	case <-done:
+		return wrap("release", lease.ID, r.end(detached))
 	case <-ctx.Done():
 	}
 	grace := time.NewTimer(releaseGrace)
 	defer grace.Stop()
 	select {
-	case err := <-done:
-		return wrap("release", lease.ID, err)
+	case <-done:
+		return wrap("release", lease.ID, r.end(detached))
 	case <-grace.C:
 		return wrap("release", lease.ID, fmt.Errorf("%w: outcome unknown: %w", contextError(ctx), errNoAnswer))
 	}
@@ -476,48 +480,104 @@ func (l *Lock) Release(ctx context.Context, lease *Lease) error {
 // releaseGrace is how long Release stays with a caller whose ctx has ended.
 const releaseGrace = 100 * time.Millisecond
 
-// release is Release without its checks, and bounded by itself.
-func (l *Lock) release(ctx context.Context, key leaseKey, state *leaseState) error {
-	until := state.releaseUntil()
-	// From here the lease is not held for certain, and is not renewed: its last
-	// renewal has come back, or was given up, before the release is sent.
-	state.end(errReleased)
-	l.awaitKeeper(key)
-	state.joinRenewal(ctx, releaseGrace)
+// A release is one call of Release. Nearly always its first attempt is answered while the caller waits, and
+// that is all. Otherwise it goes on in the background, where it may outlive its caller.
+type release struct {
+	l     *Lock
+	key   leaseKey
+	state *leaseState
+	until time.Time
 
-	var r reply
-	var f failures
-	o := l.subscriber.offer(key.id)
-	err := repeat(ctx, ctx, until, verdict.transient, func() (err error) {
-		r, err = l.releaseOnce(ctx, key, state, o)
-		return f.note(err)
-	})
-	// Waiters of this process need not wait for the message, which may have been
-	// refused, or lost.
-	l.subscriber.answer(o, key.id, r, err, f.maybe)
-	switch {
-	case err != nil:
-		return f.sum(ctx)
-	case !r.released() && !state.wasReleased():
-		return notHeld(r)
-	}
-	return nil
+	offer  *offer // nil before the first attempt
+	call   *call  // an attempt that was sent and not given up; nil if there is none
+	inTime bool   // it was sent before the deadline
+
+	reply    reply // the last one
+	err      error // of the last attempt
+	failures failures
 }
 
-// releaseOnce makes one attempt. After one that was sent in time and whose outcome
-// is unknown, an answer that the lease is gone means that it did its work.
-func (l *Lock) releaseOnce(ctx context.Context, key leaseKey, state *leaseState, o offer) (reply, error) {
-	inTime, c := state.inTime(), newCall()
-	r, err := l.server.ask(ctx, patience, c, func(ctx context.Context) (reply, error) {
-		return l.server.release(ctx, key, o.heir)
+// begin ends the lease here, and makes the first attempt. It returns false if there is more to be done.
+//
+// From now on the lease is not held for certain, and is not renewed: its last
+// renewal has come back, or was given up, before the release is sent.
+func (r *release) begin(ctx context.Context) bool {
+	r.l.crew.Join()
+	defer r.l.crew.Leave()
+	r.until = r.state.releaseUntil()
+	r.state.end(errReleased)
+	r.l.awaitKeeper(r.key)
+	if ctx.Err() != nil || r.state.renewing() {
+		return false
+	}
+	r.send(context.WithoutCancel(ctx))
+	if !r.await(ctx) || judge(r.err).transient() {
+		return false
+	}
+	r.tell()
+	return true
+}
+
+// goOn repeats attempts for as long as that makes sense.
+func (r *release) goOn(ctx context.Context) {
+	r.state.joinRenewal(ctx, releaseGrace)
+	r.err = repeat(ctx, ctx, r.until, verdict.transient, func() error {
+		r.send(ctx)
+		_ = r.await(ctx) // this ctx does not end
+		return r.err
 	})
-	if unheard(err) && o.line != nil {
-		l.subscriber.answersLate(o, c)
+	r.tell()
+}
+
+// send sends an attempt, unless one is under way.
+func (r *release) send(ctx context.Context) {
+	if r.offer == nil {
+		o := r.l.subscriber.offer(r.key.id)
+		r.offer = &o
 	}
-	if inTime && judge(err) == unknown {
-		state.mayBeReleased()
+	if r.call == nil {
+		r.inTime = r.state.inTime()
+		r.call = r.l.server.sendRelease(ctx, r.key, r.offer.heir)
 	}
-	return r, err
+}
+
+// await waits for the attempt that is under way. It returns false if ctx has ended before the answer came, which
+// is then to be waited for again. After an attempt that was sent in time and whose outcome
+// is unknown, an answer that the lease is gone means that it did its work.
+func (r *release) await(ctx context.Context) bool {
+	r.reply, r.err = r.l.server.awaitRelease(ctx, r.call)
+	r.call = unheard(r.err)
+	if _, givenUp := errors.AsType[*givenUpError](r.err); givenUp && ctx.Err() != nil {
+		return false
+	}
+	if r.call != nil && r.offer.line != nil {
+		r.l.subscriber.answersLate(*r.offer, r.call)
+	}
+	r.call = nil
+	if r.inTime && judge(r.err) == unknown {
+		r.state.mayBeReleased()
+	}
+	if r.err != nil {
+		_ = r.failures.note(r.err)
+	}
+	return true
+}
+
+// tell tells the waiters of this process, who need not wait for the message: it may have been
+// refused, or lost.
+func (r *release) tell() {
+	r.l.subscriber.answer(*r.offer, r.key.id, r.reply, r.err, r.failures.maybe)
+}
+
+// end returns what the caller is to know.
+func (r *release) end(ctx context.Context) error {
+	switch {
+	case r.err != nil:
+		return r.failures.sum(ctx)
+	case !r.reply.released() && !r.state.wasReleased():
+		return notHeld(r.reply)
+	}
+	return nil
 }
 
 // notHeld is the error for a reply that says that a lease does not hold.
@@ -620,6 +680,7 @@ func (l *Lock) Close() error {
 	l.mu.Unlock()
 	l.end(ErrClosed)
 	l.subscriber.end()
+	l.server.batcher.End()
 
 	timer := time.NewTimer(closeTime)
 	defer timer.Stop()

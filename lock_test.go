@@ -443,7 +443,7 @@ func TestRelease_goesOnWithoutItsCaller(t *testing.T) {
 		require.NotErrorIs(t, err, redfour.ErrNotHeld)
 		require.True(t, m.Exists("lock:42"))
 		close(hang)
-		synctest.Wait()
+		pass(time.Second) // for another attempt: the time of the first for finding a connection is over
 		require.False(t, m.Exists("lock:42"))
 	})
 }

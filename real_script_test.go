@@ -452,7 +452,7 @@ func (c *match) play(s scriptStep) {
 	compare := c.look(p)
 	_, _ = p.Exec(t.Context()) // Each command has its error.
 
-	got, err := reply.Int64Slice()
+	got, err := valuesOf(reply)
 	var now int64
 	if err == nil {
 		require.Len(t, got, 4)
@@ -858,7 +858,7 @@ func (s *stage) scene(t *testing.T, isHeld bool, queue ...any) {
 func (s *stage) run(t *testing.T, st scriptStep) ([]int64, error) {
 	t.Helper()
 	source, keys, argv := st.script()
-	return s.user.Eval(t.Context(), source, keys, argv...).Int64Slice()
+	return valuesOf(s.user.Eval(t.Context(), source, keys, argv...))
 }
 
 func (s *stage) lockFields(t *testing.T) map[string]string {

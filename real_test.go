@@ -140,21 +140,12 @@ func takeLease(t *testing.T, c <-chan acquired) *redfour.Lease {
 func answered(way *link, match func(redis.Cmder) bool) *atomic.Int64 {
 	n := new(atomic.Int64)
 	way.afterScript(func(_ context.Context, cmd redis.Cmder) error {
-		if replyOf(cmd) != nil && match(cmd) {
+		if _, err := valuesOf(cmd); err == nil && match(cmd) {
 			n.Add(1)
 		}
 		return nil
 	})
 	return n
-}
-
-// replyOf returns what a script replied, nil if that was an error or was lost.
-func replyOf(cmd redis.Cmder) []any {
-	reply, err := cmd.(interface{ Slice() ([]any, error) }).Slice()
-	if err != nil {
-		return nil
-	}
-	return reply
 }
 
 // sleeper starts the first waiter of a Lock, on a lock that is held, and returns when
@@ -179,7 +170,7 @@ func TestRealWaitAcquire_thousandIdsShareOneConnectionAndOneSubscription(t *test
 	way := new(link)
 	looks := answered(way, isAcquire)
 	o := r.options(way)
-	o.PoolSize = 1
+	o.PoolSize, o.PipelinePoolSize = 1, -1 // one connection for both
 	o.ClientName = "waiter"
 	l := newLock(t, newClient(t, o, way))
 	waiting := make([]<-chan acquired, ids)
@@ -314,10 +305,10 @@ func TestRealAcquire_indexIsTheSameDigitsEverywhere(t *testing.T) {
 				r.do(t, "SET", "lockindex", row.counter)
 			}
 			way := new(link)
-			var replied any
+			var replied int64
 			way.afterScript(func(_ context.Context, cmd redis.Cmder) error {
-				if reply := replyOf(cmd); reply != nil {
-					replied = reply[1]
+				if values, err := valuesOf(cmd); err == nil {
+					replied = values[1]
 				}
 				return nil
 			})

@@ -19,6 +19,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/redfour-go/redfour/internal/batch"
 	"github.com/redfour-go/redfour/internal/crew"
 )
 
@@ -44,8 +45,8 @@ func (n names) id(key string) (string, bool) { return strings.CutPrefix(key, n.n
 // write, and write nothing that can fail half-way.
 //
 // All reply {status, index, milliseconds left, server's time in µs}; what is not known, or
-// not used, is 0. Trouble with a key that is no lock is an error "REDFOUR <number of
-// the key in KEYS> <what it is>".
+// not used, is 0. The most frequent replies are cheaper: an index alone stands for {1, index, 0, 0}. Trouble with
+// a key that is no lock is an error "REDFOUR <number of the key in KEYS> <what it is>".
 //
 // A member is one Lock value. Its entry in the queue of a lock is "<member> <ttl in ms> <number>"; readers
 // ignore further words. A member lives if somebody subscribes to its inbox; what PUBLISH
@@ -77,8 +78,8 @@ func (n names) id(key string) (string, bool) { return strings.CutPrefix(key, n.n
 // the index is in the counter already. Where an ACL refuses PEXPIRE, a lock would stay for ever: it is deleted or, where that is
 // refused as well, replaced by what has expired long ago.
 var acquireScript = newScript(`
-local left = redis.call("PTTL", KEYS[1])
-local entry = ARGV[4]
+local call, lock, entry = redis.call, KEYS[1], ARGV[4]
+local left = call("PTTL", lock)
 if left ~= -2 then
   local held = redis.pcall("HMGET", KEYS[1], "index", "token")
   if held.err or left == -1 then
@@ -102,27 +103,32 @@ if left ~= -2 then
   return {held[2] and 3 or 0, index, left, now}
 end
 
-local time = redis.call("TIME")
-local now = time[1] * 1000000 + time[2]
-local id = time[1] .. string.sub("00000" .. time[2], -6)
+local time = call("TIME")
+local micros = time[2]
+if #micros < 6 then micros = string.sub("00000" .. micros, -6) end
+local id = time[1] .. micros
+local now = id + 0
 local last = redis.pcall("SET", KEYS[2], id, "GET") or "0"
-if type(last) ~= "string" then
-  local kind = redis.call("TYPE", KEYS[2]).ok
-  if kind == "string" or kind == "none" then return last end
-  return redis.error_reply("REDFOUR 2 " .. kind)
-end
-local index = math.max(now, tonumber(ARGV[3]) + 1)
-local number = string.find(last, "^%d+$")
-if not number or tonumber(last) >= index then
-  index = number and tonumber(last) + 1 or 2^53
-  if index >= 2^53 then
-    redis.call("SET", KEYS[2], last)
-    return redis.error_reply("REDFOUR 2 " .. (number and "number beyond 2^53" or "string without a number"))
+local index, counter = now, type(last) == "string" and tonumber(last)
+if not counter or counter >= now or #last < 16 or ARGV[3] + 0 >= now then
+  if type(last) ~= "string" then
+    local kind = redis.call("TYPE", KEYS[2]).ok
+    if kind == "string" or kind == "none" then return last end
+    return redis.error_reply("REDFOUR 2 " .. kind)
   end
-end
-if index > now then
-  id = string.format("%.0f", index)
-  redis.call("SET", KEYS[2], id)
+  index = math.max(now, ARGV[3] + 1)
+  local number = string.find(last, "^%d+$")
+  if not number or counter >= index then
+    index = number and counter + 1 or 2^53
+    if index >= 2^53 then
+      redis.call("SET", KEYS[2], last)
+      return redis.error_reply("REDFOUR 2 " .. (number and "number beyond 2^53" or "string without a number"))
+    end
+  end
+  if index > now then
+    id = string.format("%.0f", index)
+    redis.call("SET", KEYS[2], id)
+  end
 end
 
 local token, ttl, inbox, purged = ARGV[2], ARGV[1]
@@ -144,8 +150,8 @@ elseif entry then
   if e and e ~= entry and not inbox then redis.pcall("LREM", KEYS[3], 1, entry) end
 end
 
-redis.call("HSET", KEYS[1], "index", id, "token", token)
-local expires = redis.pcall("PEXPIRE", KEYS[1], ttl)
+call("HSET", lock, "index", id, "token", token)
+local expires = redis.pcall("PEXPIRE", lock, ttl)
 if expires ~= 1 then
   if redis.pcall("DEL", KEYS[1]) ~= 1 then redis.call("SET", KEYS[1], "", "PXAT", 1) end
   return expires
@@ -163,7 +169,7 @@ if inbox then
 elseif purged then
   redis.pcall("PUBLISH", ARGV[8] .. "release", KEYS[1])
 end
-return {1, index, 0, 0}
+return index
 `)
 
 // leaveScript takes an entry out of the queue.
@@ -216,7 +222,8 @@ return {1, 0, 0, 0}
 // answer a write is tried which changes nothing: a replica refuses it. The others are
 // told as well, because they may still wait for the end of a lease that was deleted.
 var releaseScript = newScript(`
-local held = redis.pcall("HMGET", KEYS[1], "index", "token", "hops")
+local call, lock = redis.pcall, KEYS[1]
+local held = call("HMGET", lock, "index", "token", "hops")
 if held.err then
   local kind = redis.call("TYPE", KEYS[1]).ok
   if kind == "hash" or kind == "none" then return held end
@@ -242,7 +249,7 @@ if not mine then
 end
 
 local status = 1
-if KEYS[3] and (next or type(redis.pcall("LINDEX", KEYS[3], 0)) == "string") then
+if KEYS[3] and (next or call("LINDEX", KEYS[3], 0)) then
   local last, time = redis.pcall("GET", KEYS[2]) or "0", redis.pcall("TIME")
   last = type(last) == "string" and not time.err and string.find(last, "^%d+$") and tonumber(last) or 2^53
   local now = (time[1] or 0) * 1000000 + (time[2] or 0)
@@ -303,9 +310,9 @@ if KEYS[3] and (next or type(redis.pcall("LINDEX", KEYS[3], 0)) == "string") the
     if handed then return handed end
   end
 end
-redis.call("DEL", KEYS[1])
-redis.pcall("PUBLISH", release, KEYS[1])
-return {status, 0, 0, 0}
+redis.call("DEL", lock)
+call("PUBLISH", release, lock)
+return status == 1 and 0 or {status, 0, 0, 0}
 `)
 
 // renewScript gives a lease that still holds a new ttl.
@@ -410,6 +417,7 @@ func (r reply) released() bool {
 // A server sends the scripts of one namespace. It is safe for concurrent use.
 type server struct {
 	client  redis.UniversalClient
+	batcher *batch.Batcher
 	names   names
 	member  string // what this Lock is called in queues, and in the name of its inbox
 	crew    *crew.Crew
@@ -449,19 +457,20 @@ type place struct {
 	expiry  bool // the attempt is made because the holder's lease should have ended
 }
 
-// acquire tries once to take the lock of id, or to enter its queue. It returns when go-redis
-// does, which may be long after ctx has ended; see ask.
-func (s *server) acquire(ctx context.Context, id, token string, ttl time.Duration, p place) (reply, error) {
+// acquire tries once to take the lock of id, or to enter its queue, and waits for the answer for at most d.
+func (s *server) acquire(
+	ctx context.Context, d time.Duration, id, token string, ttl time.Duration, p place,
+) (reply, error) {
 	keys := []string{s.names.lock(id), s.names.counter()}
 	if p.entry != "" {
-		r, err := s.run(ctx, acquireScript, append(keys, s.names.queue(id)),
+		r, err := s.run(ctx, d, acquireScript, append(keys, s.names.queue(id)),
 			ttl.Milliseconds(), token, s.highest.Load(),
 			p.entry, s.member, p.claimed, flag(p.expiry), s.names.channels())
 		if !refusesKeys(err) {
 			return r.lasting(ttl), err
 		}
 	}
-	r, err := s.run(ctx, acquireScript, keys, ttl.Milliseconds(), token, s.highest.Load())
+	r, err := s.run(ctx, d, acquireScript, keys, ttl.Milliseconds(), token, s.highest.Load())
 	s.noteRefusal(p.entry != "", err)
 	return r.lasting(ttl), err
 }
@@ -503,7 +512,7 @@ func (s *server) noteRefusal(refused bool, err error) {
 
 // leave tries once to take an entry out of the queue of id.
 func (s *server) leave(ctx context.Context, id string, p place) (reply, error) {
-	return s.run(ctx, leaveScript, []string{s.names.lock(id), s.names.queue(id)}, p.entry, s.member, p.claimed)
+	return s.run(ctx, patience, leaveScript, []string{s.names.lock(id), s.names.queue(id)}, p.entry, s.member, p.claimed)
 }
 
 // An heir is who gets a lock that is released: the next waiter in the process, if there
@@ -518,49 +527,122 @@ type heir struct {
 
 // release tries once to end a lease, and to give its lock to the next.
 func (s *server) release(ctx context.Context, l leaseKey, h heir) (reply, error) {
-	return s.releaseAs(ctx, l.id, strconv.FormatInt(l.index, 10), l.token, h)
+	return s.awaitRelease(ctx, s.sendRelease(ctx, l, h))
 }
 
 // releaseToken is release for a lease whose index is not known.
 func (s *server) releaseToken(ctx context.Context, id, token string) (reply, error) {
-	return s.releaseAs(ctx, id, "", token, heir{})
+	return s.awaitRelease(ctx, s.sendReleaseAs(ctx, id, "", token, heir{}))
 }
 
-func (s *server) releaseAs(ctx context.Context, id, index, token string, h heir) (reply, error) {
-	lock, queues := s.names.lock(id), s.mayQueue()
-	if queues {
-		argv := []any{index, token, s.names.channels(), s.highest.Load()}
+// sendRelease sends the release of a lease, of which awaitRelease has the answer.
+func (s *server) sendRelease(ctx context.Context, l leaseKey, h heir) *call {
+	return s.sendReleaseAs(ctx, l.id, strconv.FormatInt(l.index, 10), l.token, h)
+}
+
+func (s *server) sendReleaseAs(ctx context.Context, id, index, token string, h heir) *call {
+	keys, argv := []string{s.names.lock(id)}, []any{index, token, s.names.channels()}
+	if s.mayQueue() {
+		keys = append(keys, s.names.counter(), s.names.queue(id))
+		argv = append(argv, s.highest.Load())
 		if h.token != "" {
 			argv = append(argv, h.token, h.ttl.Milliseconds(), flag(h.turn), h.entry, flag(h.more))
 		}
-		r, err := s.run(ctx, releaseScript, []string{lock, s.names.counter(), s.names.queue(id)}, argv...)
-		if !refusesKeys(err) {
-			return r, err
-		}
 	}
-	r, err := s.run(ctx, releaseScript, []string{lock}, index, token, s.names.channels())
-	s.noteRefusal(queues, err)
+	return s.send(newCall(ctx, releaseScript, keys, argv))
+}
+
+// awaitRelease waits for the answer to a release, and repeats it without a queue where the user may not use that.
+func (s *server) awaitRelease(ctx context.Context, c *call) (reply, error) {
+	r, err := s.await(ctx, patience, c)
+	if len(c.keys) == 1 || !refusesKeys(err) {
+		return r, err
+	}
+	r, err = s.run(ctx, patience, releaseScript, c.keys[:1], c.argv[:3]...)
+	s.noteRefusal(true, err)
 	return r, err
 }
 
-// renew tries once to give a lease a new ttl.
-func (s *server) renew(ctx context.Context, l leaseKey, ttl time.Duration) (reply, error) {
-	return s.run(ctx, renewScript, []string{s.names.lock(l.id)},
+// renew tries once to give a lease a new ttl, and waits for the answer for at most d.
+func (s *server) renew(ctx context.Context, d time.Duration, l leaseKey, ttl time.Duration) (reply, error) {
+	return s.run(ctx, d, renewScript, []string{s.names.lock(l.id)},
 		strconv.FormatInt(l.index, 10), l.token, ttl.Milliseconds())
 }
 
-// run sends a script by its hash and, where the server does not know it (it
-// was restarted, or a replica was promoted, or SCRIPT FLUSH), in full.
-func (s *server) run(ctx context.Context, sc *script, keys []string, argv ...any) (reply, error) {
-	sent := time.Now()
-	cmd := newCommand(ctx, "evalsha", sc.hash, keys, argv)
-	err := s.client.Process(ctx, cmd)
-	if redis.HasErrorPrefix(err, "NOSCRIPT") {
-		cmd = newCommand(ctx, "eval", sc.source, keys, argv)
-		err = s.client.Process(ctx, cmd)
+// run sends a script and waits for the answer for at most d.
+func (s *server) run(
+	ctx context.Context, d time.Duration, sc *script, keys []string, argv ...any,
+) (reply, error) {
+	return s.await(ctx, d, s.send(newCall(ctx, sc, keys, argv)))
+}
+
+// A call is a script that was sent, or is about to be.
+type call struct {
+	*batch.Call
+
+	script *script
+	keys   []string
+	argv   []any
+	full   bool // sent as its source, because the server did not know its hash
+}
+
+func newCall(ctx context.Context, sc *script, keys []string, argv []any) *call {
+	return &call{
+		Call:   batch.NewCall(ctx, newCommand(ctx, "evalsha", sc.hash, keys, argv)),
+		script: sc, keys: keys, argv: argv,
 	}
-	if err != nil {
-		return reply{}, keyErrorOf(err, keys)
+}
+
+// send sends a call, and returns it.
+func (s *server) send(c *call) *call {
+	s.batcher.Send(c.Call)
+	return c
+}
+
+// await waits for the answer to a call, until ctx ends, for at most d: go-redis alone can leave a cancelled caller
+// waiting for its read timeout. A script that the server does not know (it was restarted, or a replica was promoted, or
+// SCRIPT FLUSH) is sent again in full.
+//
+// What could not be sent by then, for want of a connection, is not sent any more: it is
+// going to be repeated, and would only keep others from the connection.
+func (s *server) await(ctx context.Context, d time.Duration, c *call) (reply, error) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	for {
+		var why error
+		select {
+		case <-c.Done():
+			if c.full || !redis.HasErrorPrefix(c.Cmd.Err(), "NOSCRIPT") {
+				return s.read(c)
+			}
+			c = s.send(&call{
+				Call:   c.Again(newCommand(ctx, "eval", c.script.source, c.keys, c.argv)),
+				script: c.script, keys: c.keys, argv: c.argv, full: true,
+			})
+			continue
+		case <-ctx.Done():
+			why = contextError(ctx)
+		case <-timer.C:
+			why = errNoAnswer
+		}
+		if c.Withdraw() {
+			return reply{}, &givenUpError{why, nil}
+		}
+		return reply{}, &givenUpError{why, c}
+	}
+}
+
+// read returns the answer to a call that is done.
+func (s *server) read(c *call) (reply, error) {
+	cmd := c.Cmd.(command) //nolint:forcetypeassert // See newCall.
+	if err := cmd.Err(); err != nil {
+		return reply{}, keyErrorOf(err, c.keys)
+	}
+	r := reply{status: statusDone, sent: c.Sent()}
+	if index, ok := cmd.Val().(int64); ok {
+		r.index = index
+		s.observe(index)
+		return r, nil
 	}
 	values, err := cmd.Int64Slice()
 	if err != nil {
@@ -569,14 +651,14 @@ func (s *server) run(ctx context.Context, sc *script, keys []string, argv ...any
 	if len(values) != 4 {
 		return reply{}, fmt.Errorf("script replied %d values, not 4", len(values))
 	}
+	r.status, r.index = values[0], values[1]
 	// Whoever set the expiry of a foreign lock may have set more than a Duration holds.
-	left := time.Duration(min(values[2], math.MaxInt64/int64(time.Millisecond))) * time.Millisecond
-	r := reply{status: values[0], index: values[1], left: left, sent: sent}
+	r.left = time.Duration(min(values[2], math.MaxInt64/int64(time.Millisecond))) * time.Millisecond
 	if r.status != statusGranted { // It may be this member's own, and must not look as if it had been claimed.
 		s.observe(r.index)
 	}
 	if micros := values[3]; micros > 0 {
-		s.clock.Store(&reading{sent, micros})
+		s.clock.Store(&reading{r.sent, micros})
 	}
 	return r, nil
 }
@@ -653,36 +735,6 @@ func (s *server) observe(index int64) {
 // farIndex is µs since 1970 that the clock reaches in the next century.
 const farIndex = 1 << 52
 
-// A call is a script that was sent and may still be on its way.
-type call struct {
-	done  chan struct{} // closed by the call's goroutine, after reply and err are written
-	reply reply
-	err   error
-}
-
-func newCall() *call { return &call{done: make(chan struct{})} }
-
-// ask sends a script from a goroutine of its own, because go-redis can leave a cancelled
-// caller waiting for its read timeout, and waits until ctx ends, for at most d. What
-// could not be sent by then, for want of a connection, is not sent any more: it is
-// going to be repeated, and would only keep others from the connection.
-func (s *server) ask(
-	ctx context.Context, d time.Duration, c *call, send func(ctx context.Context) (reply, error),
-) (reply, error) {
-	bounded, cancel := context.WithTimeout(ctx, d)
-	s.crew.Start(func() {
-		defer cancel()
-		defer close(c.done)
-		c.err = errCallEnded
-		c.reply, c.err = send(bounded)
-	})
-	return c.waitUntil(ctx, d)
-}
-
-// errCallEnded is the outcome of a call whose goroutine was ended by a hook of
-// the caller's client.
-var errCallEnded = errors.New("the call was ended by the client")
-
 // cleanupTime bounds what the library does for a caller who is gone.
 const cleanupTime = 5 * time.Second
 
@@ -710,21 +762,20 @@ const (
 
 func newQuest(id string) *quest { return &quest{id: id, token: rand.Text()} }
 
-// try makes one attempt. It waits for it for as long as patience lasts. If the attempt comes back
+// try makes one attempt, and waits for it for at most d. If the attempt comes back
 // only after that, late is called with it.
-func (s *server) try(ctx context.Context, q *quest, ttl time.Duration, p place, late func()) (reply, error) {
-	c := newCall()
-	r, err := s.ask(ctx, patience, c, func(ctx context.Context) (reply, error) {
-		return s.acquire(ctx, q.id, q.token, ttl, p)
-	})
-	switch {
-	case unheard(err):
+func (s *server) try(
+	ctx context.Context, d time.Duration, q *quest, ttl time.Duration, p place, late func(),
+) (reply, error) {
+	r, err := s.acquire(ctx, d, q.id, q.token, ttl, p)
+	if c := unheard(err); c != nil {
 		s.crew.Start(func() {
-			<-c.done
-			s.comesLate(context.WithoutCancel(ctx), q, c)
+			<-c.Done()
+			r, err := s.read(c)
+			s.comesLate(context.WithoutCancel(ctx), q, r.lasting(ttl), err)
 			late()
 		})
-	case judge(err) == unknown:
+	} else if judge(err) == unknown {
 		q.doubt()
 	}
 	return r, err
@@ -732,20 +783,21 @@ func (s *server) try(ctx context.Context, q *quest, ttl time.Duration, p place, 
 
 // comesLate takes the outcome of an attempt that nobody waited for. What it took is recognised by the next attempt, or
 // else given back: if the quest was won by another lease, no attempt looks for this one.
-func (s *server) comesLate(ctx context.Context, q *quest, c *call) {
+func (s *server) comesLate(ctx context.Context, q *quest, r reply, err error) {
+	mayHold := judge(err) == unknown || err == nil && (r.status == statusDone || r.status == statusAgain)
 	q.mu.Lock()
 	over := q.over
-	stray := over == won && c.err == nil && c.reply.status == statusDone && c.reply.index > q.index
+	stray := over == won && err == nil && r.status == statusDone && r.index > q.index
 	if stray {
-		q.index = c.reply.index // Nobody else claims it now.
+		q.index = r.index // Nobody else claims it now.
 	}
-	q.maybe = q.maybe || c.mayHold()
+	q.maybe = q.maybe || mayHold
 	q.mu.Unlock()
 	switch {
-	case over == abandoned && c.mayHold():
+	case over == abandoned && mayHold:
 		s.discard(ctx, q.id, q.token)
 	case stray:
-		s.giveBack(ctx, leaseKey{q.id, c.reply.index, q.token})
+		s.giveBack(ctx, leaseKey{q.id, r.index, q.token})
 	}
 }
 
@@ -793,11 +845,6 @@ func (s *server) abandon(ctx context.Context, q *quest) {
 	}
 }
 
-// mayHold tells of an acquire that is done whether it may have taken the lock.
-func (c *call) mayHold() bool {
-	return judge(c.err) == unknown || c.err == nil && (c.reply.status == statusDone || c.reply.status == statusAgain)
-}
-
 // discard releases whatever lease has this token.
 func (s *server) discard(ctx context.Context, id, token string) {
 	s.insist(ctx, func(ctx context.Context) (reply, error) { return s.releaseToken(ctx, id, token) })
@@ -811,15 +858,14 @@ func (s *server) giveBack(ctx context.Context, l leaseKey) {
 // insist repeats a release for a while.
 func (s *server) insist(ctx context.Context, release func(ctx context.Context) (reply, error)) {
 	_ = repeat(ctx, ctx, time.Now().Add(cleanupTime), verdict.transient, func() error {
-		_, err := s.ask(ctx, patience, newCall(), release)
+		_, err := release(ctx)
 		return err
 	})
 }
 
 // suit gives a lease that nobody has heard of the ttl that its taker wants.
 func (s *server) suit(ctx context.Context, lease *Lease, ttl time.Duration) (*Lease, error) {
-	key := lease.key()
-	r, err := s.ask(ctx, patience, newCall(), func(ctx context.Context) (reply, error) { return s.renew(ctx, key, ttl) })
+	r, err := s.renew(ctx, patience, lease.key(), ttl)
 	if err != nil {
 		return nil, err
 	}
@@ -835,34 +881,25 @@ func (s *server) suit(ctx context.Context, lease *Lease, ttl time.Duration) (*Le
 // connection: this one may have died silently.
 const patience = time.Second
 
-// waitUntil is wait for at most d.
-func (c *call) waitUntil(ctx context.Context, d time.Duration) (reply, error) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-c.done:
-		return c.reply, c.err
-	case <-ctx.Done():
-		return reply{}, &givenUpError{contextError(ctx)}
-	case <-timer.C:
-		return reply{}, errNoAnswer
-	}
+// A givenUpError is that of a caller who did not wait for the answer any longer. Its cause may be
+// an error of Redis or of another lock, if the caller's ctx says so: it says nothing about this one.
+type givenUpError struct {
+	why  error
+	call *call // may still come back; nil if nothing was sent
 }
 
-// A givenUpError is that of a caller who did not wait for the answer. Its cause is the
-// caller's, and may be an error of Redis or of another lock: it says nothing about
-// this one.
-type givenUpError struct{ error }
-
-func (e *givenUpError) Unwrap() error { return e.error }
+func (e *givenUpError) Error() string { return e.why.Error() }
+func (e *givenUpError) Unwrap() error { return e.why }
 
 // errNoAnswer says that an attempt was given up while its caller was still there.
 var errNoAnswer = errors.New("no answer from Redis")
 
-// unheard tells whether nobody waited for the answer.
-func unheard(err error) bool {
-	_, givenUp := errors.AsType[*givenUpError](err)
-	return givenUp || errors.Is(err, errNoAnswer)
+// unheard returns the call that was sent and nobody waited for, if err says so.
+func unheard(err error) *call {
+	if e, ok := errors.AsType[*givenUpError](err); ok {
+		return e.call
+	}
+	return nil
 }
 
 // A verdict says what an error tells about a script.
@@ -887,7 +924,10 @@ func judge(err error) verdict {
 	if err == nil {
 		return answered
 	}
-	if _, ok := errors.AsType[*givenUpError](err); ok {
+	if e, ok := errors.AsType[*givenUpError](err); ok {
+		if e.call == nil {
+			return unreachable
+		}
 		return unknown
 	}
 	if errors.Is(err, ErrNotHeld) {
