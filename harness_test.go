@@ -61,13 +61,13 @@ func (m *mini) client(t *testing.T, via ...*link) *redis.Client {
 	return newClient(t, o, via...)
 }
 
-func newClient(t *testing.T, o *redis.Options, via ...*link) *redis.Client {
-	t.Helper()
+func newClient(tb testing.TB, o *redis.Options, via ...*link) *redis.Client {
+	tb.Helper()
 	client := redis.NewClient(o)
 	for _, l := range via {
 		client.AddHook(l)
 	}
-	t.Cleanup(func() { _ = client.Close() })
+	tb.Cleanup(func() { _ = client.Close() })
 	return client
 }
 
@@ -77,11 +77,11 @@ func (m *mini) lock(t *testing.T, via ...*link) *redfour.Lock {
 	return newLock(t, m.client(t, via...))
 }
 
-func newLock(t *testing.T, client redis.UniversalClient, opts ...redfour.Option) *redfour.Lock {
-	t.Helper()
+func newLock(tb testing.TB, client redis.UniversalClient, opts ...redfour.Option) *redfour.Lock {
+	tb.Helper()
 	l, err := redfour.New(client, opts...)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = l.Close() })
+	require.NoError(tb, err)
+	tb.Cleanup(func() { _ = l.Close() })
 	return l
 }
 

@@ -410,7 +410,7 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 	r, err := l.server.renew(ctx, patience, key, ttl)
 	if c := unheard(err); c != nil {
 		l.crew.Start(func() {
-			<-c.Done()
+			<-c.Ready()
 			close(over)
 		})
 	} else {

@@ -596,7 +596,7 @@ func (s *subscriber) answersLate(o offer, c *call) {
 	o.line.pending++
 	s.mu.Unlock()
 	s.crew.Start(func() {
-		<-c.Done()
+		<-c.Ready()
 		if r, err := s.server.read(c); err == nil {
 			s.inherit(o, r)
 		}

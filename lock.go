@@ -69,7 +69,6 @@ package redfour
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/url"
@@ -79,7 +78,6 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/redfour-go/redfour/internal/batch"
 	"github.com/redfour-go/redfour/internal/crew"
 )
 
@@ -169,10 +167,7 @@ func New(client redis.UniversalClient, opts ...Option) (*Lock, error) {
 	// The Lock outlives the request in which it happens to be made.
 	life, end := context.WithCancelCause(context.Background()) //nolint:forbidigo // See above.
 	goroutines := new(crew.Crew)
-	s := &server{
-		client: client, batcher: batch.New(life, client, goroutines, patience),
-		names: c.names, member: rand.Text(), crew: goroutines,
-	}
+	s := newServer(life, client, c.names, goroutines)
 	return &Lock{
 		server:     s,
 		subscriber: newSubscriber(life, s, goroutines),
@@ -317,7 +312,8 @@ func (f *failures) note(err error) error {
 	f.maybe = f.maybe || v == unknown
 	// That the library's bound or the caller's ctx ended says nothing about Redis.
 	_, givenUp := errors.AsType[*givenUpError](err)
-	if v != unknown && !givenUp || !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+	ended := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	if !givenUp && (v != unknown || !ended) {
 		f.last = err
 	}
 	return err
@@ -452,7 +448,7 @@ func (l *Lock) Release(ctx context.Context, lease *Lease) error {
 	r := &release{l: l, key: lease.key(), state: l.stateOf(lease)}
 	detached := context.WithoutCancel(ctx)
 	l.enterSection()
-	if r.begin(ctx) {
+	if r.begin(ctx, detached) {
 		l.leaveSection()
 		return wrap("release", lease.ID, r.end(detached))
 	}
@@ -488,9 +484,10 @@ type release struct {
 	state *leaseState
 	until time.Time
 
-	offer  *offer // nil before the first attempt
-	call   *call  // an attempt that was sent and not given up; nil if there is none
-	inTime bool   // it was sent before the deadline
+	offered bool  // to whoever is next in this process
+	offer   offer // since then
+	call    *call // an attempt that was sent and not given up; nil if there is none
+	inTime  bool  // it was sent before the deadline
 
 	reply    reply // the last one
 	err      error // of the last attempt
@@ -501,7 +498,7 @@ type release struct {
 //
 // From now on the lease is not held for certain, and is not renewed: its last
 // renewal has come back, or was given up, before the release is sent.
-func (r *release) begin(ctx context.Context) bool {
+func (r *release) begin(ctx, detached context.Context) bool {
 	r.l.crew.Join()
 	defer r.l.crew.Leave()
 	r.until = r.state.releaseUntil()
@@ -510,7 +507,7 @@ func (r *release) begin(ctx context.Context) bool {
 	if ctx.Err() != nil || r.state.renewing() {
 		return false
 	}
-	r.send(context.WithoutCancel(ctx))
+	r.send(detached)
 	if !r.await(ctx) || judge(r.err).transient() {
 		return false
 	}
@@ -531,9 +528,8 @@ func (r *release) goOn(ctx context.Context) {
 
 // send sends an attempt, unless one is under way.
 func (r *release) send(ctx context.Context) {
-	if r.offer == nil {
-		o := r.l.subscriber.offer(r.key.id)
-		r.offer = &o
+	if !r.offered {
+		r.offered, r.offer = true, r.l.subscriber.offer(r.key.id)
 	}
 	if r.call == nil {
 		r.inTime = r.state.inTime()
@@ -551,7 +547,7 @@ func (r *release) await(ctx context.Context) bool {
 		return false
 	}
 	if r.call != nil && r.offer.line != nil {
-		r.l.subscriber.answersLate(*r.offer, r.call)
+		r.l.subscriber.answersLate(r.offer, r.call)
 	}
 	r.call = nil
 	if r.inTime && judge(r.err) == unknown {
@@ -566,7 +562,7 @@ func (r *release) await(ctx context.Context) bool {
 // tell tells the waiters of this process, who need not wait for the message: it may have been
 // refused, or lost.
 func (r *release) tell() {
-	r.l.subscriber.answer(*r.offer, r.key.id, r.reply, r.err, r.failures.maybe)
+	r.l.subscriber.answer(r.offer, r.key.id, r.reply, r.err, r.failures.maybe)
 }
 
 // end returns what the caller is to know.

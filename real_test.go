@@ -40,10 +40,10 @@ type realRedis struct {
 	admin *redis.Client // for the test's own look at the server
 }
 
-func startReal(t *testing.T, args ...string) *realRedis {
-	t.Helper()
-	s := redistest.Start(t, args...)
-	return &realRedis{s, s.Client(t)}
+func startReal(tb testing.TB, args ...string) *realRedis {
+	tb.Helper()
+	s := redistest.Start(tb, args...)
+	return &realRedis{s, s.Client(tb)}
 }
 
 // options are go-redis's defaults, but for the way to the server.
@@ -57,9 +57,9 @@ func (r *realRedis) options(via ...*link) *redis.Options {
 }
 
 // lock makes a Lock with a client of its own.
-func (r *realRedis) lock(t *testing.T, via ...*link) *redfour.Lock {
-	t.Helper()
-	return newLock(t, newClient(t, r.options(via...), via...))
+func (r *realRedis) lock(tb testing.TB, via ...*link) *redfour.Lock {
+	tb.Helper()
+	return newLock(tb, newClient(tb, r.options(via...), via...))
 }
 
 func (r *realRedis) do(t *testing.T, args ...any) string {

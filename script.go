@@ -11,6 +11,7 @@ import (
 	"math"
 	mathrand "math/rand/v2"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -359,27 +360,34 @@ const (
 	statusConflict = -2
 )
 
-type script struct{ source, hash string }
+type script struct {
+	source string
+	hash   any // a string; as an any here, so that it is not made one with each call
+}
 
 func newScript(source string) *script {
 	sum := sha1.Sum([]byte(source)) // the name that Redis gives it
 	return &script{source: source, hash: hex.EncodeToString(sum[:])}
 }
 
+// words begins the words of a command that runs the script with as many keys. The keys are to follow, and then the
+// arguments, as many as there is room for.
+func (sc *script) words(keys, argv int) []any {
+	return append(make([]any, 0, firstKey+keys+argv), "evalsha", sc.hash, keys)
+}
+
+// firstKey is where the keys begin in the words of a command.
+const firstKey = 3
+
 // A command is a script call that go-redis does not repeat. It would do so when
 // a reply is lost, and could not tell the first run from the second.
 type command struct{ *redis.Cmd }
 
-func newCommand(ctx context.Context, name, script string, keys []string, argv []any) command {
-	args := make([]any, 0, 3+len(keys)+len(argv))
-	args = append(args, name, script, len(keys))
-	for _, key := range keys {
-		args = append(args, key)
-	}
-	c := command{redis.NewCmd(ctx, append(args, argv...)...)}
+func newCommand(ctx context.Context, words []any) command {
+	c := command{redis.NewCmd(ctx, words...)}
 	// With the position and the distance of the keys given, the client needs no
 	// COMMAND call to find them.
-	c.SetFirstKeyPos(3)
+	c.SetFirstKeyPos(firstKey)
 	c.SetStepCount(1)
 	return c
 }
@@ -419,11 +427,21 @@ type server struct {
 	client  redis.UniversalClient
 	batcher *batch.Batcher
 	names   names
+	counter any    // its name: a string, as an any, so that it is not made one with each call
+	prefix  any    // of channels, likewise
 	member  string // what this Lock is called in queues, and in the name of its inbox
 	crew    *crew.Crew
 	highest atomic.Int64              // index seen so far in this namespace
+	timers  sync.Pool                 // of *time.Timer, stopped; of this Lock alone, because a test's bubble must not share them
 	refused atomic.Pointer[time.Time] // when the user was last found to have no right to queues
 	clock   atomic.Pointer[reading]   // the last; nil before the first
+}
+
+func newServer(ctx context.Context, client redis.UniversalClient, n names, c *crew.Crew) *server {
+	return &server{
+		client: client, batcher: batch.New(ctx, client, c, patience), crew: c,
+		names: n, counter: n.counter(), prefix: n.channels(), member: rand.Text(),
+	}
 }
 
 // A reading is the server's clock, as a reply told it.
@@ -461,16 +479,17 @@ type place struct {
 func (s *server) acquire(
 	ctx context.Context, d time.Duration, id, token string, ttl time.Duration, p place,
 ) (reply, error) {
-	keys := []string{s.names.lock(id), s.names.counter()}
+	lock, highest := s.names.lock(id), s.highest.Load()
 	if p.entry != "" {
-		r, err := s.run(ctx, d, acquireScript, append(keys, s.names.queue(id)),
-			ttl.Milliseconds(), token, s.highest.Load(),
-			p.entry, s.member, p.claimed, flag(p.expiry), s.names.channels())
+		r, err := s.run(ctx, d, acquireScript, append(acquireScript.words(3, 8),
+			lock, s.counter, s.names.queue(id), ttl.Milliseconds(), token, highest,
+			p.entry, s.member, p.claimed, flag(p.expiry), s.prefix))
 		if !refusesKeys(err) {
 			return r.lasting(ttl), err
 		}
 	}
-	r, err := s.run(ctx, d, acquireScript, keys, ttl.Milliseconds(), token, s.highest.Load())
+	r, err := s.run(ctx, d, acquireScript, append(acquireScript.words(2, 3),
+		lock, s.counter, ttl.Milliseconds(), token, highest))
 	s.noteRefusal(p.entry != "", err)
 	return r.lasting(ttl), err
 }
@@ -512,7 +531,8 @@ func (s *server) noteRefusal(refused bool, err error) {
 
 // leave tries once to take an entry out of the queue of id.
 func (s *server) leave(ctx context.Context, id string, p place) (reply, error) {
-	return s.run(ctx, patience, leaveScript, []string{s.names.lock(id), s.names.queue(id)}, p.entry, s.member, p.claimed)
+	return s.run(ctx, patience, leaveScript, append(leaveScript.words(2, 3),
+		s.names.lock(id), s.names.queue(id), p.entry, s.member, p.claimed))
 }
 
 // An heir is who gets a lock that is released: the next waiter in the process, if there
@@ -541,102 +561,129 @@ func (s *server) sendRelease(ctx context.Context, l leaseKey, h heir) *call {
 }
 
 func (s *server) sendReleaseAs(ctx context.Context, id, index, token string, h heir) *call {
-	keys, argv := []string{s.names.lock(id)}, []any{index, token, s.names.channels()}
-	if s.mayQueue() {
-		keys = append(keys, s.names.counter(), s.names.queue(id))
-		argv = append(argv, s.highest.Load())
-		if h.token != "" {
-			argv = append(argv, h.token, h.ttl.Milliseconds(), flag(h.turn), h.entry, flag(h.more))
-		}
+	lock := s.names.lock(id)
+	if !s.mayQueue() {
+		return s.sendAloneRelease(ctx, lock, index, token)
 	}
-	return s.send(newCall(ctx, releaseScript, keys, argv))
+	words := append(releaseScript.words(3, 9), lock, s.counter, s.names.queue(id), index, token, s.prefix, s.highest.Load())
+	if h.token != "" {
+		words = append(words, h.token, h.ttl.Milliseconds(), flag(h.turn), h.entry, flag(h.more))
+	}
+	return s.send(newCall(ctx, releaseScript, words))
+}
+
+// sendAloneRelease is for users who may not use the queue.
+func (s *server) sendAloneRelease(ctx context.Context, lock, index, token any) *call {
+	return s.send(newCall(ctx, releaseScript, append(releaseScript.words(1, 3), lock, index, token, s.prefix)))
 }
 
 // awaitRelease waits for the answer to a release, and repeats it without a queue where the user may not use that.
 func (s *server) awaitRelease(ctx context.Context, c *call) (reply, error) {
 	r, err := s.await(ctx, patience, c)
-	if len(c.keys) == 1 || !refusesKeys(err) {
+	if len(c.keys()) == 1 || !refusesKeys(err) {
 		return r, err
 	}
-	r, err = s.run(ctx, patience, releaseScript, c.keys[:1], c.argv[:3]...)
+	argv := c.words[firstKey+len(c.keys()):]
+	r, err = s.await(ctx, patience, s.sendAloneRelease(c.Caller(), c.keys()[0], argv[0], argv[1]))
 	s.noteRefusal(true, err)
 	return r, err
 }
 
 // renew tries once to give a lease a new ttl, and waits for the answer for at most d.
 func (s *server) renew(ctx context.Context, d time.Duration, l leaseKey, ttl time.Duration) (reply, error) {
-	return s.run(ctx, d, renewScript, []string{s.names.lock(l.id)},
-		strconv.FormatInt(l.index, 10), l.token, ttl.Milliseconds())
+	return s.run(ctx, d, renewScript, append(renewScript.words(1, 3),
+		s.names.lock(l.id), strconv.FormatInt(l.index, 10), l.token, ttl.Milliseconds()))
 }
 
 // run sends a script and waits for the answer for at most d.
-func (s *server) run(
-	ctx context.Context, d time.Duration, sc *script, keys []string, argv ...any,
-) (reply, error) {
-	return s.await(ctx, d, s.send(newCall(ctx, sc, keys, argv)))
+func (s *server) run(ctx context.Context, d time.Duration, sc *script, words []any) (reply, error) {
+	return s.await(ctx, d, s.send(newCall(ctx, sc, words)))
 }
 
 // A call is a script that was sent, or is about to be.
 type call struct {
-	*batch.Call
+	batch.Call
 
 	script *script
-	keys   []string
-	argv   []any
-	full   bool // sent as its source, because the server did not know its hash
+	words  []any // of the command
 }
 
-func newCall(ctx context.Context, sc *script, keys []string, argv []any) *call {
-	return &call{
-		Call:   batch.NewCall(ctx, newCommand(ctx, "evalsha", sc.hash, keys, argv)),
-		script: sc, keys: keys, argv: argv,
-	}
+func newCall(ctx context.Context, sc *script, words []any) *call {
+	c := &call{script: sc, words: words}
+	c.Init(ctx, newCommand(ctx, words))
+	return c
+}
+
+// keys returns the keys that the script was given.
+func (c *call) keys() []any {
+	n, _ := c.words[firstKey-1].(int)
+	return c.words[firstKey : firstKey+n]
+}
+
+// unknownScript tells of a call that is done whether the server did not know the script: it was restarted, or a replica
+// was promoted, or SCRIPT FLUSH.
+func (c *call) unknownScript() bool {
+	err := c.Cmd.Err()
+	return err != nil && redis.HasErrorPrefix(err, "NOSCRIPT")
+}
+
+// inFull makes a call that brings the script along.
+func (c *call) inFull() *call {
+	words := slices.Clone(c.words)
+	words[0], words[1] = "eval", c.script.source
+	return newCall(c.Caller(), c.script, words)
 }
 
 // send sends a call, and returns it.
 func (s *server) send(c *call) *call {
-	s.batcher.Send(c.Call)
+	s.batcher.Send(&c.Call)
 	return c
 }
 
 // await waits for the answer to a call, until ctx ends, for at most d: go-redis alone can leave a cancelled caller
-// waiting for its read timeout. A script that the server does not know (it was restarted, or a replica was promoted, or
-// SCRIPT FLUSH) is sent again in full.
+// waiting for its read timeout.
 //
 // What could not be sent by then, for want of a connection, is not sent any more: it is
 // going to be repeated, and would only keep others from the connection.
 func (s *server) await(ctx context.Context, d time.Duration, c *call) (reply, error) {
-	timer := time.NewTimer(d)
+	timer := s.timer(d)
+	defer s.timers.Put(timer)
 	defer timer.Stop()
 	for {
 		var why error
 		select {
-		case <-c.Done():
-			if c.full || !redis.HasErrorPrefix(c.Cmd.Err(), "NOSCRIPT") {
+		case <-c.Ready():
+			if !c.unknownScript() {
 				return s.read(c)
 			}
-			c = s.send(&call{
-				Call:   c.Again(newCommand(ctx, "eval", c.script.source, c.keys, c.argv)),
-				script: c.script, keys: c.keys, argv: c.argv, full: true,
-			})
+			c = s.send(c.inFull())
 			continue
 		case <-ctx.Done():
 			why = contextError(ctx)
 		case <-timer.C:
 			why = errNoAnswer
 		}
-		if c.Withdraw() {
-			return reply{}, &givenUpError{why, nil}
+		if c.GiveUp() {
+			c = nil
 		}
 		return reply{}, &givenUpError{why, c}
 	}
+}
+
+// timer returns a timer that was used before, if there is one.
+func (s *server) timer(d time.Duration) *time.Timer {
+	if timer, ok := s.timers.Get().(*time.Timer); ok {
+		timer.Reset(d)
+		return timer
+	}
+	return time.NewTimer(d)
 }
 
 // read returns the answer to a call that is done.
 func (s *server) read(c *call) (reply, error) {
 	cmd := c.Cmd.(command) //nolint:forcetypeassert // See newCall.
 	if err := cmd.Err(); err != nil {
-		return reply{}, keyErrorOf(err, c.keys)
+		return reply{}, keyErrorOf(err, c.keys())
 	}
 	r := reply{status: statusDone, sent: c.Sent()}
 	if index, ok := cmd.Val().(int64); ok {
@@ -770,7 +817,7 @@ func (s *server) try(
 	r, err := s.acquire(ctx, d, q.id, q.token, ttl, p)
 	if c := unheard(err); c != nil {
 		s.crew.Start(func() {
-			<-c.Done()
+			<-c.Ready()
 			r, err := s.read(c)
 			s.comesLate(context.WithoutCancel(ctx), q, r.lasting(ttl), err)
 			late()
@@ -999,7 +1046,7 @@ func (e *keyError) Error() string {
 }
 
 // keyErrorOf turns the scripts' own errors into keyErrors.
-func keyErrorOf(err error, keys []string) error {
+func keyErrorOf(err error, keys []any) error {
 	serverErr, ok := errors.AsType[redis.Error](err)
 	if !ok {
 		return err
@@ -1010,7 +1057,8 @@ func keyErrorOf(err error, keys []string) error {
 	if !ok || convErr != nil || n < 1 || n > len(keys) {
 		return err
 	}
-	return &keyError{key: keys[n-1], kind: kind}
+	key, _ := keys[n-1].(string)
+	return &keyError{key: key, kind: kind}
 }
 
 // quote quotes an id or a key for an error, and cuts what nobody would read.

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -60,55 +59,109 @@ type Batcher struct {
 	last    time.Time  // when a batch was last sent or answered
 }
 
-// New returns a Batcher whose goroutines belong to the given crew. A command that has found no connection after
-// limit is not sent. The values of ctx are those of commands that travel together; one that travels
-// alone has the ctx of its caller. The Batcher keeps some goroutines until End.
+// New returns a Batcher whose goroutines belong to the given crew. Commands that travel together, and have found no
+// connection after limit, are not sent; one that travels alone, when it is given up. The values of ctx are those of
+// commands that travel together. The Batcher keeps some goroutines until End.
 func New(ctx context.Context, client Client, c *crew.Crew, limit time.Duration) *Batcher {
 	b := &Batcher{client: client, crew: c, life: context.WithoutCancel(ctx), limit: limit}
 	b.wake.L = &b.mu
 	return b
 }
 
-// A Call is a command that is to be sent, or was.
+// A Call is a command that is to be sent, or was. The zero Call is made ready by Init.
+//
+// It is the context of a command that travels alone, and has the values of its caller's. It ends when the call is given
+// up, so that nobody waits for a connection on behalf of a caller who has left.
 type Call struct {
-	Cmd redis.Cmder // its result may be read when Done is closed
+	Cmd redis.Cmder // its result may be read when Ready is closed
 
 	ctx   context.Context //nolint:containedctx // The caller's, for as long as the command is under way.
-	state atomic.Int32    // a callState
+	ready chan struct{}   // closed when Cmd has its result, or will not be sent
 	sent  time.Time
-	done  chan struct{} // closed when Cmd has its result, or will not be sent
+
+	mu    sync.Mutex // guards what follows
+	state callState
+	left  chan struct{} // closed when the call is given up; nil before somebody asks for it
 }
 
-type callState = int32
+type callState int
 
 const (
-	waiting   callState = iota // for its turn to be sent
-	underWay                   // sent, or about to be
-	withdrawn                  // never sent
+	waiting  callState = iota // for its turn to be sent
+	underWay                  // sent, or about to be
+	givenUp                   // by its caller
 )
 
-// NewCall prepares a call of cmd. While it travels alone, ctx bounds how long it waits for a connection.
-func NewCall(ctx context.Context, cmd redis.Cmder) *Call {
-	return &Call{Cmd: cmd, ctx: ctx, done: make(chan struct{})}
+// Init prepares a call of cmd on behalf of a caller with this ctx, of which it uses the values only: it
+// is for the caller to give up when ctx ends.
+func (c *Call) Init(ctx context.Context, cmd redis.Cmder) {
+	c.Cmd, c.ctx, c.ready = cmd, ctx, make(chan struct{})
 }
 
-// Again prepares a call of another command for the same caller.
-func (c *Call) Again(cmd redis.Cmder) *Call { return NewCall(c.ctx, cmd) }
+// Caller returns the ctx of the caller.
+func (c *Call) Caller() context.Context { return c.ctx }
 
-// Done returns a channel that is closed when the result is there.
-func (c *Call) Done() <-chan struct{} { return c.done }
+// Ready returns a channel that is closed when the result is there.
+func (c *Call) Ready() <-chan struct{} { return c.ready }
 
-// Sent returns a time just before the command was sent. It may be called when Done is closed.
+// Sent returns a time just before the command was sent. It may be called when Ready is closed.
 func (c *Call) Sent() time.Time { return c.sent }
 
-// Withdraw keeps a command from being sent. It returns false if it is too late for that.
-func (c *Call) Withdraw() bool {
-	if !c.state.CompareAndSwap(waiting, withdrawn) {
+// GiveUp says that nobody waits for the result any longer. It returns true if the command was not sent, and will not
+// be. Otherwise Ready is still closed when the result is there.
+func (c *Call) GiveUp() (unsent bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	unsent = c.state == waiting
+	if unsent {
+		close(c.ready)
+	}
+	if c.left != nil && c.state != givenUp {
+		close(c.left)
+	}
+	c.state = givenUp
+	return unsent
+}
+
+// take tells whether the call is to be sent. From now on it is on its way.
+func (c *Call) take(now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != waiting {
 		return false
 	}
-	close(c.done)
+	c.state, c.sent = underWay, now
 	return true
 }
+
+// Done is that of a context.
+func (c *Call) Done() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.left == nil {
+		c.left = make(chan struct{})
+		if c.state == givenUp {
+			close(c.left)
+		}
+	}
+	return c.left
+}
+
+// Err is that of a context.
+func (c *Call) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state == givenUp {
+		return context.Canceled
+	}
+	return nil
+}
+
+// Deadline is that of a context.
+func (c *Call) Deadline() (deadline time.Time, ok bool) { return time.Time{}, false }
+
+// Value is that of a context: the caller's.
+func (c *Call) Value(key any) any { return c.ctx.Value(key) }
 
 // Send sends the command of c now or soon, and does not wait for that.
 func (b *Batcher) Send(c *Call) {
@@ -195,8 +248,7 @@ func (b *Batcher) takeLocked() (calls []*Call) {
 	calls = make([]*Call, 0, min(len(b.queue), most))
 	n := 0
 	for ; n < len(b.queue) && len(calls) < most; n++ {
-		if c := b.queue[n]; c.state.CompareAndSwap(waiting, underWay) {
-			c.sent = b.last
+		if c := b.queue[n]; c.take(b.last) {
 			calls = append(calls, c)
 		}
 	}
@@ -214,13 +266,11 @@ func (b *Batcher) exec(calls []*Call) {
 			if ended {
 				c.Cmd.SetErr(ErrEnded)
 			}
-			close(c.done)
+			close(c.ready)
 		}
 	}()
 	if len(calls) == 1 {
-		ctx, cancel := context.WithTimeout(calls[0].ctx, b.limit)
-		defer cancel()
-		_ = b.client.Process(ctx, calls[0].Cmd)
+		_ = b.client.Process(calls[0], calls[0].Cmd)
 		ended = false
 		return
 	}
