@@ -33,7 +33,7 @@ type line struct {
 	shy     bool // it was an open release: those who are not in the queue go first
 	pending int  // releases with an heir, late attempts and late leaves, whose outcome is still to come
 
-	quest    *quest  // the attempts since the last lease that one of them brought
+	quest    *quest  // the attempts since the last lease that one of them brought; nil before the first
 	failures backoff // since the last answer
 	news     error   // what the last attempt told: a *LockedError, or why there is no answer
 	seen     time.Time
@@ -119,12 +119,21 @@ func (s *subscriber) join(id string, ttl time.Duration) (*line, *waiter) {
 // it was granted was claimed, or given up. Whatever comes has a greater index.
 func (s *subscriber) newLineLocked(id string) *line {
 	ln := &line{
-		id: id, fresh: true, quest: newQuest(id), news: errNoAnswer,
+		id: id, fresh: true, news: errNoAnswer,
 		failures: backoff{min: shortestRetry, max: longestRetry},
 		claimed:  max(s.server.highest.Load(), s.claimed),
 	}
 	s.lines[id] = ln
 	return ln
+}
+
+// questLocked returns the quest that attempts belong to now. It is not made before there is one, because randomness takes
+// more of a stack than all else that a waiter does.
+func (ln *line) questLocked() *quest {
+	if ln.quest == nil {
+		ln.quest = newQuest(ln.id)
+	}
+	return ln.quest
 }
 
 // leave takes w out of its line, and returns what the line knows of its lock. It
@@ -167,7 +176,9 @@ func (s *subscriber) dropLocked(ln *line) {
 		return // done already, when the Lock was closed
 	}
 	delete(s.lines, ln.id)
-	s.server.abandon(s.life, ln.quest)
+	if ln.quest != nil {
+		s.server.abandon(s.life, ln.quest)
+	}
 	if ln.timer != nil {
 		ln.timer.Stop()
 	}
@@ -261,7 +272,7 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 		defer s.mu.Unlock()
 		return s.leaveLocked(ln)
 	}
-	q, p, e := ln.quest, place{}, s.ear
+	q, p, e := ln.questLocked(), place{}, s.ear
 	if s.hearsLocked() {
 		p = place{s.entryLocked(ln, first.ttl, ln.pending == 0), ln.claimed, expiry}
 		ln.queued = true // from the moment that the request leaves
@@ -461,7 +472,7 @@ func (s *subscriber) claimLocked(ln *line, y yield) bool {
 		ln.found = time.Now().Add(y.lease.TTL)
 	}
 	if y.quest != nil && y.quest == ln.quest {
-		ln.quest = newQuest(ln.id)
+		ln.quest = nil
 	}
 	if y.local && ln.turn > 0 {
 		ln.turn--
@@ -533,8 +544,9 @@ func (s *subscriber) offer(id string) offer {
 		return offer{}
 	}
 	w := ln.first()
-	o := offer{line: ln, quest: ln.quest, heir: heir{
-		token: ln.quest.token, ttl: w.ttl, turn: ln.turn > 0, more: ln.waiters.Len() > 1,
+	q := ln.questLocked()
+	o := offer{line: ln, quest: q, heir: heir{
+		token: q.token, ttl: w.ttl, turn: ln.turn > 0, more: ln.waiters.Len() > 1,
 	}}
 	if s.hearsLocked() {
 		o.entry = s.entryLocked(ln, w.ttl, ln.pending == 0 && !ln.trying)

@@ -153,6 +153,9 @@ type Lock struct {
 // included. Only a ReadTimeout that is switched off is dangerous, because
 // go-redis then never gives up on a connection that has died silently.
 //
+// Calls that are made at the same time share round trips, in pipelines of go-redis: hooks of the client see them there, without
+// the values of the callers' contexts. A call that is alone is a command, with those values.
+//
 // The client is a [*redis.Client], made by redis.NewClient or, for Sentinel, by
 // redis.NewFailoverClient. New returns an error for every other client and for
 // an invalid option; it sends nothing.
