@@ -47,9 +47,10 @@ tools: ## say which tests cannot run here; fail for REDFOUR_REQUIRE_RACE=1, _RED
 
 # npm writes this file last.
 npm_packages := interop/node_modules/.package-lock.json
-$(npm_packages): interop/package-lock.json
+bench_packages := bench/node/node_modules/.package-lock.json
+$(npm_packages) $(bench_packages): %/node_modules/.package-lock.json: %/package-lock.json
 	@command -v npm >/dev/null || { echo "npm is not in PATH"; exit 1; }
-	cd interop && npm ci
+	cd $* && npm ci
 	@touch $@
 
 # In the root module the tests on a real server are called TestReal…, those on Sentinel TestFailover…; all others run in a bubble or on
@@ -77,6 +78,13 @@ faults_length = $(if $(MINUTES),-test.timeout=0 -minutes=$(MINUTES) -test.run='^
 .PHONY: faults
 faults: tools ## attack the library with faults, and broken libraries with its judge (9 minutes; SEED=1 MINUTES=30)
 	@binary=$$(mktemp) && trap "rm -f $$binary" EXIT && cd faults && go test -c -o $$binary . && $$binary -test.count=1 -seed=$(SEED) $(faults_length)
+
+# A quick run must not replace the results of a full one.
+bench_flags = $(if $(QUICK),-quick -out quick,-out results)
+.PHONY: bench
+bench: tools ## measure the library beside others, into bench/results (35 minutes; QUICK=1: 3 minutes, into bench/quick)
+	@command -v node >/dev/null && $(MAKE) --silent $(bench_packages) || echo "the npm libraries are not measured"
+	@cd bench && go run . $(bench_flags)
 
 .PHONY: model
 model: ## check a model of the queue, and that variants with a rule left out fail (2 minutes; needs spin and a C compiler)
