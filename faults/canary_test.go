@@ -16,6 +16,7 @@ import (
 // The canaries are libraries that are broken, by a patch under mutants/. Each must be caught under a fault that
 // brings it out, by the rule that it breaks.
 var canaries = []struct{ patch, fault, rule string }{
+	{"a batch fails as one", "SCRIPT FLUSH", "order"},
 	{"a dead member is not skipped", "waiter killed", "waiter"},
 	{"a grant is claimed twice", "jitter", "index"},
 	{"a grant is dropped", "none", "waiter"},
@@ -35,6 +36,7 @@ var canaries = []struct{ patch, fault, rule string }{
 	{"no look after a reconnection", "CLIENT KILL pubsub", "waiter"},
 	{"release without token", "reply lost", "order"},
 	{"repeated release is not recognised", "reply lost", "order"},
+	{"replies of a batch change places", "none", "order"},
 	{"retried acquire without token", "reply lost", "waiter"},
 	{"the claim memory is dropped too early", "jitter", "index"},
 	{"wrong owner check in release", "none", "order"},
@@ -77,11 +79,14 @@ func buildMutant(t *testing.T, patch string) (binary string) {
 	require.NoError(t, err)
 	sources, err := filepath.Glob(filepath.Join(root, "*.go"))
 	require.NoError(t, err)
+	inner, err := filepath.Glob(filepath.Join(root, "internal", "*", "*.go"))
+	require.NoError(t, err)
 	replace := make(map[string]string)
-	for _, source := range sources {
+	for _, source := range append(sources, inner...) {
 		text, err := os.ReadFile(source)
 		require.NoError(t, err)
-		patched := filepath.Join(dir, filepath.Base(source))
+		patched := filepath.Join(dir, strings.TrimPrefix(source, root))
+		require.NoError(t, os.MkdirAll(filepath.Dir(patched), 0o700))
 		require.NoError(t, os.WriteFile(patched, text, 0o600))
 		replace[source] = patched
 	}

@@ -45,6 +45,7 @@ const (
 	// other has got it: nothing but the wake-up helps a waiter there. For the line id all processes wait all the time, so
 	// that it is handed over from process to process, and what befalls one befalls somebody who is queued. For the fickle
 	// id one caller of each process waits at a time, and most leave soon: everything there is for somebody who may be gone.
+	// On the crowd ids all act at the same moments, so that their scripts travel together.
 	quickIDs = 2
 	slowIDs  = 2
 	slowTTL  = time.Second
@@ -55,6 +56,9 @@ const (
 	lineTime = 400 * time.Millisecond // about, of a section there
 	fickleID = "fickle"
 
+	crowdIDs  = 24
+	crowdBeat = 200 * time.Millisecond
+
 	waitTime = 30 * time.Second // for which a waiter waits
 )
 
@@ -62,6 +66,7 @@ func quickID(n int) string { return fmt.Sprintf("quick-%d", n) }
 func slowID(n int) string  { return fmt.Sprintf("slow-%d", n) }
 func calmID(n int) string  { return fmt.Sprintf("calm-%d", n) }
 func briefID(n int) string { return fmt.Sprintf("brief-%d", n) }
+func crowdID(n int) string { return fmt.Sprintf("crowd-%d", n) }
 
 // RunWorker makes a test binary the worker process that its environment asks for. It
 // returns false if it asks for none.
@@ -131,6 +136,10 @@ func (p *process) run(ctx context.Context, in io.Reader) error {
 	line, fickle := p.worker(workerOfLine), p.worker(workerOfFickle)
 	workers.Go(func() { line.standInLine(work) })
 	workers.Go(func() { fickle.comeAndGo(work) })
+	for n := range crowdIDs {
+		w := p.worker(workerOfCrowd + n)
+		workers.Go(func() { w.actWithOthers(work, crowdID(n)) })
+	}
 	w := p.worker(workerOfOthers)
 	for lines := bufio.NewScanner(in); lines.Scan() && lines.Text() != "stop"; {
 		if id, ok := strings.CutPrefix(lines.Text(), "turn "); ok {
@@ -242,6 +251,7 @@ const (
 	workerOfOthers = 300 // goes on with leases of other processes
 	workerOfLine   = 400
 	workerOfFickle = 500
+	workerOfCrowd  = 600 // plus n
 )
 
 func (p *process) worker(number int) *worker {
@@ -298,6 +308,28 @@ func (w *worker) comeAndGo(ctx context.Context) {
 		}
 		w.section(ctx, fickleID, ttl, patience)
 		pass(ctx, upTo(w.rand, 100*time.Millisecond)) // An attempt that is still in flight comes back to nobody.
+	}
+}
+
+// actWithOthers uses a crowd id whenever the others do.
+func (w *worker) actWithOthers(ctx context.Context, id string) {
+	ttl := time.Duration(w.process.job.TTL) * time.Millisecond
+	for {
+		pass(ctx, time.Until(time.Now().Truncate(crowdBeat).Add(crowdBeat)))
+		if ctx.Err() != nil {
+			return
+		}
+		patience := waitTime
+		switch n := w.rand.IntN(10); {
+		case n < 2:
+			w.tryOnce(ctx, id, ttl)
+			continue
+		case n < 4: // leaves, perhaps before its script does
+			patience = upTo(w.rand, 2*time.Millisecond)
+		}
+		if lease := w.wait(ctx, id, ttl, patience); lease != nil {
+			w.release(ctx, lease)
+		}
 	}
 }
 

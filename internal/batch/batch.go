@@ -26,8 +26,8 @@ const (
 	// go-redis keeps for pipelines.
 	abreast = 8
 
-	// stuck is after how long without an answer another batch is sent all the same: those under
-	// way may be on connections that have died.
+	// stuck is after how long without an answer the next command is sent all the same, with what waits: those under
+	// way may be on connections that have died. Who comes last has to give up, and to come again.
 	stuck = 100 * time.Millisecond
 
 	// parked is how many goroutines are kept for the next commands. A new one costs more than the wait for it.
@@ -56,7 +56,7 @@ type Batcher struct {
 	idle    int        // goroutines that are
 	wake    sync.Cond  // on mu; signalled when one that was idle is counted as working
 	ended   bool       // none is to park any more
-	last    time.Time  // when a batch was last sent or answered
+	last    time.Time  // when a batch was last answered, sent or begun
 }
 
 // New returns a Batcher whose goroutines belong to the given crew. Commands that travel together, and have found no
@@ -107,8 +107,8 @@ func (c *Call) Ready() <-chan struct{} { return c.ready }
 // Sent returns a time just before the command was sent. It may be called when Ready is closed.
 func (c *Call) Sent() time.Time { return c.sent }
 
-// GiveUp says that nobody waits for the result any longer. It returns true if the command was not sent, and will not
-// be. Otherwise Ready is still closed when the result is there.
+// GiveUp says that nobody waits for the result any longer. It returns true if that keeps the command from being
+// sent. Otherwise Ready is still closed when the result is there.
 func (c *Call) GiveUp() (unsent bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -168,9 +168,11 @@ func (b *Batcher) Send(c *Call) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.queue = append(b.queue, c)
-	if b.working >= abreast && time.Since(b.last) < stuck {
+	now := time.Now()
+	if b.working >= abreast && now.Sub(b.last) < stuck {
 		return // Whoever is back first takes it along.
 	}
+	b.last = now
 	b.working++
 	if b.idle == 0 {
 		b.crew.Start(b.work)
