@@ -56,7 +56,7 @@ func TestCanaries(t *testing.T) {
 			t.Parallel()
 			binary := buildMutant(t, c.patch)
 			broken := regexp.MustCompile(`\b(` + c.rule + `): .*`)
-			const seeds = 8 // Some need luck. Most are caught with the first.
+			const seeds = 16 // Some need luck. Most are caught with the first.
 			var said string
 			for seed := uint64(1); seed <= seeds; seed++ {
 				caught, out := runMutant(t, binary, c.fault, seed)
