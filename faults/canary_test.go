@@ -30,7 +30,7 @@ var canaries = []struct{ patch, fault, rule string }{
 	{"index from the counter alone", "server killed, data lost", "index"},
 	{"leases are not renewed", "none", "kept"},
 	{"leases for nobody are kept", "none", "waiter"},
-	{"look before register", "none", "waiter"},
+	{"look before register", "jitter", "waiter"},
 	{"loss is not signalled", "server stopped", "loss"},
 	{"members race instead of queueing", "none", "turn"},
 	{"no look after a reconnection", "CLIENT KILL pubsub", "waiter"},
