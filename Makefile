@@ -41,8 +41,8 @@ tools: ## say which tests cannot run here; fail for REDFOUR_REQUIRE_RACE=1, _RED
 		$(call absent,redis-server is not in PATH,the tests on a real server do not run,REDFOUR_REQUIRE_REDIS)
 	@if ! command -v node >/dev/null; then \
 		$(call absent,node is not in PATH,the tests with npm redfour do not run,REDFOUR_REQUIRE_INTEROP); \
-	elif ! $(MAKE) --silent $(npm_packages); then \
-		$(call absent,the packages in interop/package.json are not installed,the tests with npm redfour do not run,REDFOUR_REQUIRE_INTEROP); \
+	elif ! $(MAKE) --silent $(npm_packages) $(bench_packages); then \
+		$(call absent,the packages of interop/ and bench/node/ are not installed,the tests with npm redfour do not run,REDFOUR_REQUIRE_INTEROP); \
 	fi
 
 # npm writes this file last.
@@ -83,7 +83,7 @@ faults: tools ## attack the library with faults, and broken libraries with its j
 bench_flags = $(if $(QUICK),-quick -out quick,-out results)
 .PHONY: bench
 bench: tools ## measure the library beside others, into bench/results (35 minutes; QUICK=1: 3 minutes, into bench/quick)
-	@command -v node >/dev/null && $(MAKE) --silent $(bench_packages) || echo "the npm libraries are not measured"
+	@[ -e $(bench_packages) ] || echo "the npm libraries are not measured"
 	@cd bench && go run . $(bench_flags)
 
 .PHONY: model
