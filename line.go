@@ -244,18 +244,43 @@ func (s *subscriber) look(ln *line) {
 	}
 }
 
-// beginLocked makes attempts until none is to follow at once. The first may be made because the holder's lease
-// should have ended.
+// beginLocked makes attempts, now or as soon as fewer lines make theirs, until none is to follow at once. The first may be
+// made because the holder's lease should have ended.
 func (s *subscriber) beginLocked(ln *line, expiry bool) {
 	if ln.timer != nil {
 		ln.timer.Stop()
 	}
 	ln.trying = true
-	s.crew.Start(func() {
-		for again := true; again; expiry = false {
-			again = s.attempt(ln, expiry)
+	s.backlog = append(s.backlog, look{ln, expiry})
+	if s.looking < abreast {
+		s.looking++
+		s.crew.Start(s.makeLooks)
+	}
+}
+
+// makeLooks makes attempts for lines, one line at a time, until none is due.
+func (s *subscriber) makeLooks() {
+	for {
+		s.mu.Lock()
+		if len(s.backlog) == 0 {
+			s.looking--
+			s.mu.Unlock()
+			return
 		}
-	})
+		l := s.backlog[0]
+		s.backlog[0] = look{}
+		s.backlog = s.backlog[1:]
+		s.mu.Unlock()
+		for again := true; again; l.expiry = false {
+			again = s.attempt(l.line, l.expiry)
+		}
+	}
+}
+
+// A look is that a line is to make attempts.
+type look struct {
+	line   *line
+	expiry bool // because the holder's lease should have ended
 }
 
 // attempt makes one attempt for whoever is first in the line, or clears up if

@@ -492,7 +492,7 @@ func TestRealQueue_tenThousandWaitersAreCheapWhileIdle(t *testing.T) {
 		memory int // bytes for each waiter
 	}{
 		{"on one id", 1, 8 << 10},
-		{"on as many ids", waiters, 16 << 10},
+		{"on as many ids", waiters, 12 << 10},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			r := startReal(t)
@@ -504,7 +504,7 @@ func TestRealQueue_tenThousandWaitersAreCheapWhileIdle(t *testing.T) {
 				groups[i] = startGroup(t, l, i, row.ids)
 				r.awaitQueues(t, row.ids, (i+1)*groupSize)
 			}
-			eventually(t, func() bool { return waitersOf(t) == waiters }, "all waiting")
+			eventually(t, func() bool { return goroutinesIn(t, "(*Lock).WaitAcquire") == waiters }, "all waiting")
 			r.requireIdle(t, row.ids)
 
 			each := (memoryInUse() - before) / waiters
@@ -518,6 +518,24 @@ func TestRealQueue_tenThousandWaitersAreCheapWhileIdle(t *testing.T) {
 			require.NoError(t, l.Close())
 		})
 	}
+}
+
+func TestRealQueue_manyIdsShareTheGoroutinesThatLook(t *testing.T) {
+	const ids, looking = 2 * groupSize, 256
+	r := startReal(t)
+	r.holdForOthers(t, ids)
+	l := r.lock(t)
+	r.do(t, "CLIENT", "PAUSE", 60_000, "WRITE") // which includes scripts
+	for i := range ids / groupSize {
+		startGroup(t, l, i, ids)
+	}
+	eventually(t, func() bool { return goroutinesIn(t, "(*Lock).WaitAcquire") == ids }, "all waiting")
+	n := 0
+	eventually(t, func() bool { n = goroutinesIn(t, "(*subscriber).attempt"); return n >= looking }, "some looking")
+	require.Equal(t, looking, n)
+	r.do(t, "CLIENT", "UNPAUSE")
+	r.awaitQueues(t, ids, ids)
+	eventually(t, func() bool { return goroutinesIn(t, "(*subscriber).attempt") == 0 }, "nobody looking")
 }
 
 // A waitingGroup is waiters who come and go together. Ten thousand at once would be more than a busy machine sends in the
@@ -602,14 +620,14 @@ func memoryInUse() int {
 	return int(m.HeapAlloc + m.StackInuse)
 }
 
-// waitersOf counts the goroutines that are in WaitAcquire.
-func waitersOf(t *testing.T) int {
+// goroutinesIn counts the goroutines that are in a method.
+func goroutinesIn(t *testing.T, method string) int {
 	t.Helper()
 	var text strings.Builder
 	require.NoError(t, pprof.Lookup("goroutine").WriteTo(&text, 1))
 	sum := 0
 	for group := range strings.SplitSeq(text.String(), "\n\n") {
-		if strings.Contains(group, ".(*Lock).WaitAcquire+") {
+		if strings.Contains(group, "."+method+"+") {
 			digits, _, _ := strings.Cut(group[strings.LastIndex(group[:strings.Index(group, " @ ")], "\n")+1:], " ")
 			n, err := strconv.Atoi(digits)
 			require.NoError(t, err)

@@ -16,6 +16,7 @@ import (
 const (
 	longestLook   = 30 * time.Second        // a waiting id looks at its lock at least this often
 	lookJitter    = 10 * time.Millisecond   // spreads the looks of many processes at an expiry
+	abreast       = 256                     // so many ids look at the same time: each needs a goroutine for it
 	lookSpread    = 50 * time.Microsecond   // for each id that is to look after a resubscription
 	shortestRetry = 50 * time.Millisecond   // after an attempt that failed
 	longestRetry  = 2 * time.Second         // the same, after many
@@ -41,6 +42,8 @@ type subscriber struct {
 
 	mu      sync.Mutex       // guards what follows, and every line
 	lines   map[string]*line // by id
+	backlog []look           // by lines that wait for their turn
+	looking int              // goroutines that make attempts
 	entries int              // made so far
 	claimed int64            // the highest index of a lease that anybody here was given; observe may have left it out
 	ear     *ear             // the subscription; nil if there is none

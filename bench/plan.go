@@ -57,7 +57,7 @@ func (o options) plan() []part {
 		add(1, 750*time.Millisecond, idle(10_000, 1), idle(10_000, 10_000))
 		return parts
 	}
-	const length = 700 * time.Millisecond
+	const length = time.Second
 	add(3*o.reps, length, cycles(0, 1)...)
 	add(o.reps, length, cycles(0, 16, 256, 1024)...)
 	add(o.reps, 2*length, handover(0, 2), handover(0, 1))
