@@ -89,14 +89,14 @@ func TestFailoverTable(t *testing.T) {
 	sentinel := redistest.StartFailover(t)
 	for _, row := range table {
 		t.Run(row.name, func(t *testing.T) {
-			row.run(t, site{func(t *testing.T, via ...*link) *redis.Client {
+			row.run(t, site{func(t *testing.T, via ...*link) redis.UniversalClient {
 				client := redis.NewFailoverClient(sentinel.Options())
 				t.Cleanup(func() { _ = client.Close() })
 				for _, l := range via {
 					client.AddHook(l)
 				}
 				return client
-			}})
+			}, plainNames})
 		})
 	}
 }

@@ -25,6 +25,7 @@ import (
 // lease. If it has waiters, it has an attempt in flight or its timer set.
 type line struct {
 	id      string
+	bucket  *bucket
 	waiters list.List // of *waiter
 
 	trying  bool // an attempt, or the leave that ends waiting, is in flight or about to be
@@ -119,7 +120,7 @@ func (s *subscriber) join(id string, ttl time.Duration) (*line, *waiter) {
 // it was granted was claimed, or given up. Whatever comes has a greater index.
 func (s *subscriber) newLineLocked(id string) *line {
 	ln := &line{
-		id: id, fresh: true, news: errNoAnswer,
+		id: id, bucket: s.server.bucket(id), fresh: true, news: errNoAnswer,
 		failures: backoff{min: shortestRetry, max: longestRetry},
 		claimed:  max(s.server.highest.Load(), s.claimed),
 	}
@@ -297,8 +298,8 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 		defer s.mu.Unlock()
 		return s.leaveLocked(ln)
 	}
-	q, p, e := ln.questLocked(), place{}, s.ear
-	if s.hearsLocked() {
+	q, p, e := ln.questLocked(), place{}, s.heardBy[ln.bucket]
+	if s.hearsLocked(ln.bucket) {
 		p = place{s.entryLocked(ln, first.ttl, ln.pending == 0), ln.claimed, expiry}
 		ln.queued = true // from the moment that the request leaves
 	}
@@ -313,8 +314,8 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 	if unheard(err) != nil {
 		ln.pending++
 	}
-	if p.entry != "" && !s.server.mayQueue() && s.ear == e {
-		s.listenAnewLocked() // The others must not take it for one who can be handed a lock.
+	if p.entry != "" && !s.server.mayQueue() && s.heardBy[ln.bucket] == e {
+		s.listenAnewLocked(e) // The others must not take it for one who can be handed a lock.
 	}
 	switch v := judge(err); {
 	case v == final:
@@ -378,7 +379,7 @@ func (s *subscriber) restLocked(ln *line) bool {
 	if ln.again && !ln.shy || ln.waiters.Len() == 0 || s.life.Err() != nil {
 		return true
 	}
-	s.listenLocked()
+	s.listenLocked(ln.bucket)
 	ln.trying = false
 	if ln.again {
 		ln.again, ln.shy = false, false
@@ -532,10 +533,10 @@ func (s *subscriber) heldHereLocked(ln *line, y yield) {
 // hear takes the message that this member was granted a lock. One that was on its way for longer
 // than the lease lasts only makes the line look, which finds the lease if it is there after all. What an ear hears that
 // was closed does not count: Close and idling have left the queues, and been told what was granted.
-func (s *subscriber) hear(e *ear, g grant) {
+func (s *subscriber) hear(e *ear, b *bucket, g grant) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ear != e || s.life.Err() != nil {
+	if s.heardBy[b] != e || s.life.Err() != nil {
 		return
 	}
 	y := yield{out: true}
@@ -573,7 +574,7 @@ func (s *subscriber) offer(id string) offer {
 	o := offer{line: ln, quest: q, heir: heir{
 		token: q.token, ttl: w.ttl, turn: ln.turn > 0, more: ln.waiters.Len() > 1,
 	}}
-	if s.hearsLocked() {
+	if s.hearsLocked(ln.bucket) {
 		o.entry = s.entryLocked(ln, w.ttl, ln.pending == 0 && !ln.trying)
 	}
 	ln.pending++

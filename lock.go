@@ -53,9 +53,13 @@
 //
 // # Cluster
 //
-// Redis Cluster is not supported yet, and [New] says so. A client made by
-// redis.NewFailoverClient follows a Sentinel failover; see Guarantees for what
-// a failover can lose.
+// With a [*redis.ClusterClient] the ids of a namespace are spread over 256 slots, and so over all masters; what belongs to
+// an id is in one slot. A namespace with a hash tag, such as "{orders}", stays in that one slot. A Lock
+// keeps a subscription for each master that has locks it waits for. A slot that moves costs waiters nothing; a master that dies
+// costs them the time until a replica is promoted, and a moment. The same goes for a client made by
+// redis.NewFailoverClient, which follows a Sentinel failover. See Guarantees for what
+// a failover can lose. The names of the keys are not those outside a cluster, nor those of npm ioredfour in
+// a cluster. Redis 6 has no channels that belong to a slot: there, releases wake everybody who waits, and whoever is first wins.
 //
 // # npm redfour
 //
@@ -157,7 +161,7 @@ type Lock struct {
 // the values of the callers' contexts. A call that is alone is a command, with those values.
 //
 // The client is a [*redis.Client], made by redis.NewClient or, for Sentinel, by
-// redis.NewFailoverClient. New returns an error for every other client and for
+// redis.NewFailoverClient, or a [*redis.ClusterClient]. New returns an error for every other client and for
 // an invalid option; it sends nothing.
 func New(client redis.UniversalClient, opts ...Option) (*Lock, error) {
 	if err := checkClient(client); err != nil {
@@ -167,10 +171,15 @@ func New(client redis.UniversalClient, opts ...Option) (*Lock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("redfour: new: %w", err)
 	}
+	if _, ok := client.(*redis.ClusterClient); ok {
+		if err := checkLayout(c.namespace); err != nil {
+			return nil, fmt.Errorf("redfour: new: %w", err)
+		}
+	}
 	// The Lock outlives the request in which it happens to be made.
 	life, end := context.WithCancelCause(context.Background()) //nolint:forbidigo // See above.
 	goroutines := new(crew.Crew)
-	s := newServer(life, client, c.names, goroutines)
+	s := newServer(life, client, c.namespace, goroutines)
 	return &Lock{
 		server:     s,
 		subscriber: newSubscriber(life, s, goroutines),
@@ -191,13 +200,15 @@ func checkClient(client redis.UniversalClient) error {
 		}
 		return nil
 	case *redis.ClusterClient:
-		return errors.New("*redis.ClusterClient is not supported yet: " +
-			"the keys of a namespace are in different slots, and a script needs them in one")
+		if c == nil {
+			return errors.New("nil *redis.ClusterClient")
+		}
+		return nil
 	case *redis.Ring:
 		return errors.New("*redis.Ring is not supported: it moves a key to another shard " +
 			"while the old one may still be alive, so that one lock gets two holders")
 	}
-	return fmt.Errorf("%T is not supported: want a *redis.Client", client)
+	return fmt.Errorf("%T is not supported: want a *redis.Client or a *redis.ClusterClient", client)
 }
 
 // Open is [New] with a client of its own, made from a URL as redis.ParseURL
@@ -679,7 +690,7 @@ func (l *Lock) Close() error {
 	l.mu.Unlock()
 	l.end(ErrClosed)
 	l.subscriber.end()
-	l.server.batcher.End()
+	l.server.endBatchers()
 
 	timer := time.NewTimer(closeTime)
 	defer timer.Stop()

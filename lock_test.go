@@ -29,11 +29,10 @@ func TestNew_refusesByName(t *testing.T) {
 	}{
 		{nil, "nil client"},
 		{(*redis.Client)(nil), "nil *redis.Client"},
-		{cluster, "*redis.ClusterClient is not supported yet: the keys"},
-		{(*redis.ClusterClient)(nil), "*redis.ClusterClient is not supported yet"},
+		{(*redis.ClusterClient)(nil), "nil *redis.ClusterClient"},
 		{ring, "*redis.Ring is not supported: it moves"},
 		{(*redis.Ring)(nil), "*redis.Ring is not supported"},
-		{wrapped{cluster}, "redfour_test.wrapped is not supported: want a *redis.Client"},
+		{wrapped{cluster}, "redfour_test.wrapped is not supported: want a *redis.Client or a *redis.ClusterClient"},
 	} {
 		l, err := redfour.New(c.client)
 		require.Nil(t, l)

@@ -13,7 +13,7 @@ type Option func(*config) error
 
 // config is what the options set.
 type config struct {
-	names names
+	namespace string
 }
 
 // maxNamespace is the longest namespace in bytes. It stands in front of every
@@ -21,7 +21,7 @@ type config struct {
 const maxNamespace = 512
 
 func newConfig(opts []Option) (config, error) {
-	c := config{names: names{"lock"}}
+	c := config{namespace: "lock"}
 	for _, opt := range opts {
 		if opt == nil {
 			return config{}, errors.New("nil option")
@@ -40,7 +40,8 @@ func newConfig(opts []Option) (config, error) {
 // Do not use a namespace and the same with "-waiters" appended: they share the names of keys.
 //
 // A namespace is non-empty valid UTF-8 of at most 512 bytes without control
-// characters; [New] and [Open] return an error for any other.
+// characters; [New] and [Open] return an error for any other. In a cluster it may have a "}" only in, or after, a hash tag,
+// which keeps all of the namespace in one slot.
 func WithNamespace(ns string) Option {
 	return func(c *config) error {
 		switch {
@@ -53,7 +54,7 @@ func WithNamespace(ns string) Option {
 		case strings.ContainsFunc(ns, unicode.IsControl):
 			return fmt.Errorf("namespace %q contains a control character", ns)
 		}
-		c.names = names{ns}
+		c.namespace = ns
 		return nil
 	}
 }

@@ -733,9 +733,9 @@ func TestRealTable(t *testing.T) {
 	server := redistest.Start(t)
 	for _, row := range table {
 		t.Run(row.name, func(t *testing.T) {
-			row.run(t, site{func(t *testing.T, via ...*link) *redis.Client {
+			row.run(t, site{func(t *testing.T, via ...*link) redis.UniversalClient {
 				return newClient(t, server.Options(), via...)
-			}})
+			}, plainNames})
 		})
 	}
 }

@@ -424,25 +424,36 @@ func (r reply) released() bool {
 
 // A server sends the scripts of one namespace. It is safe for concurrent use.
 type server struct {
-	client  redis.UniversalClient
-	batcher *batch.Batcher
-	names   names
-	counter any    // its name: a string, as an any, so that it is not made one with each call
-	prefix  any    // of channels, likewise
-	member  string // what this Lock is called in queues, and in the name of its inbox
-	crew    *crew.Crew
+	client   redis.UniversalClient
+	batcher  *batch.Batcher
+	topology *topology // nil where there is one master
+	buckets  []*bucket
+	member   string // what this Lock is called in queues, and in the names of its inboxes
+	crew     *crew.Crew
+	life     context.Context //nolint:containedctx // The Lock's own life, no request's.
+
+	acquiring, releasing *script // as this server needs them
+
 	highest atomic.Int64              // index seen so far in this namespace
 	timers  sync.Pool                 // of *time.Timer, stopped; of this Lock alone, because a test's bubble must not share them
 	refused atomic.Pointer[time.Time] // when the user was last found to have no right to queues
 	clock   atomic.Pointer[reading]   // the last; nil before the first
 }
 
-func newServer(ctx context.Context, client redis.UniversalClient, n names, c *crew.Crew) *server {
-	return &server{
-		client: client, batcher: batch.New(ctx, client, c, patience), crew: c,
-		names: n, counter: n.counter(), prefix: n.channels(), member: rand.Text(),
+func newServer(life context.Context, client redis.UniversalClient, namespace string, c *crew.Crew) *server {
+	cluster, ok := client.(*redis.ClusterClient)
+	s := &server{
+		client: client, batcher: batch.New(life, client, c, patience), crew: c, life: life,
+		buckets: layOut(namespace, ok), member: rand.Text(), acquiring: acquireScript, releasing: releaseScript,
 	}
+	if ok {
+		s.topology = &topology{client: cluster, masters: make(map[string]*batch.Batcher)}
+		s.acquiring, s.releasing = shardedAcquireScript, shardedReleaseScript
+	}
+	return s
 }
+
+var shardedAcquireScript, shardedReleaseScript = acquireScript.sharded(), releaseScript.sharded()
 
 // A reading is the server's clock, as a reply told it.
 type reading struct {
@@ -450,20 +461,28 @@ type reading struct {
 	micros int64
 }
 
-// inbox is the channel that this member alone subscribes to.
-func (s *server) inbox() string { return s.names.inbox(s.member) }
+// inbox is the channel of a bucket that this member alone subscribes to.
+func (s *server) inbox(b *bucket) string { return b.inbox(s.member) }
 
 // moves tells whether the client follows a failover to another server. Go-redis does
-// not say so; this is what it calls the address of such a client.
+// not say so of one that asks sentinels; this is what it calls the address of such a client.
 func (s *server) moves() bool {
 	c, ok := s.client.(*redis.Client)
-	return ok && c.Options().Addr == "FailoverClient"
+	return !ok || c.Options().Addr == "FailoverClient"
 }
 
-// hears tells whether somebody subscribes to a channel, on the server that runs the
+// hears tells whether this member subscribes to its inbox, on the server that runs the
 // scripts. It believes so if there is no answer.
-func (s *server) hears(ctx context.Context, channel string) bool {
-	subscribers, err := s.client.PubSubNumSub(ctx, channel).Result()
+func (s *server) hears(ctx context.Context, b *bucket) bool {
+	master, _, err := s.master(ctx, b)
+	if err != nil {
+		return true
+	}
+	channel, count := s.inbox(b), master.PubSubNumSub
+	if s.topology != nil {
+		count = master.PubSubShardNumSub
+	}
+	subscribers, err := count(ctx, channel).Result()
 	return err != nil || subscribers[channel] > 0
 }
 
@@ -479,17 +498,18 @@ type place struct {
 func (s *server) acquire(
 	ctx context.Context, d time.Duration, id, token string, ttl time.Duration, p place,
 ) (reply, error) {
-	lock, highest := s.names.lock(id), s.highest.Load()
+	b, sc, highest := s.bucket(id), s.acquiring, s.highest.Load()
+	lock := b.lock(id)
 	if p.entry != "" {
-		r, err := s.run(ctx, d, acquireScript, append(acquireScript.words(3, 8),
-			lock, s.counter, s.names.queue(id), ttl.Milliseconds(), token, highest,
-			p.entry, s.member, p.claimed, flag(p.expiry), s.prefix))
+		r, err := s.run(ctx, d, b, sc, append(sc.words(3, 8),
+			lock, b.counterKey, b.queue(id), ttl.Milliseconds(), token, highest,
+			p.entry, s.member, p.claimed, flag(p.expiry), b.prefix))
 		if !refusesKeys(err) {
 			return r.lasting(ttl), err
 		}
 	}
-	r, err := s.run(ctx, d, acquireScript, append(acquireScript.words(2, 3),
-		lock, s.counter, ttl.Milliseconds(), token, highest))
+	r, err := s.run(ctx, d, b, sc, append(sc.words(2, 3),
+		lock, b.counterKey, ttl.Milliseconds(), token, highest))
 	s.noteRefusal(p.entry != "", err)
 	return r.lasting(ttl), err
 }
@@ -531,8 +551,9 @@ func (s *server) noteRefusal(refused bool, err error) {
 
 // leave tries once to take an entry out of the queue of id.
 func (s *server) leave(ctx context.Context, id string, p place) (reply, error) {
-	return s.run(ctx, patience, leaveScript, append(leaveScript.words(2, 3),
-		s.names.lock(id), s.names.queue(id), p.entry, s.member, p.claimed))
+	b := s.bucket(id)
+	return s.run(ctx, patience, b, leaveScript, append(leaveScript.words(2, 3),
+		b.lock(id), b.queue(id), p.entry, s.member, p.claimed))
 }
 
 // An heir is who gets a lock that is released: the next waiter in the process, if there
@@ -561,20 +582,21 @@ func (s *server) sendRelease(ctx context.Context, l leaseKey, h heir) *call {
 }
 
 func (s *server) sendReleaseAs(ctx context.Context, id, index, token string, h heir) *call {
-	lock := s.names.lock(id)
+	b, sc := s.bucket(id), s.releasing
+	lock := b.lock(id)
 	if !s.mayQueue() {
-		return s.sendAloneRelease(ctx, lock, index, token)
+		return s.sendAloneRelease(ctx, b, lock, index, token)
 	}
-	words := append(releaseScript.words(3, 9), lock, s.counter, s.names.queue(id), index, token, s.prefix, s.highest.Load())
+	words := append(sc.words(3, 9), lock, b.counterKey, b.queue(id), index, token, b.prefix, s.highest.Load())
 	if h.token != "" {
 		words = append(words, h.token, h.ttl.Milliseconds(), flag(h.turn), h.entry, flag(h.more))
 	}
-	return s.send(newCall(ctx, releaseScript, words))
+	return s.send(newCall(ctx, b, sc, words))
 }
 
 // sendAloneRelease is for users who may not use the queue.
-func (s *server) sendAloneRelease(ctx context.Context, lock, index, token any) *call {
-	return s.send(newCall(ctx, releaseScript, append(releaseScript.words(1, 3), lock, index, token, s.prefix)))
+func (s *server) sendAloneRelease(ctx context.Context, b *bucket, lock, index, token any) *call {
+	return s.send(newCall(ctx, b, s.releasing, append(s.releasing.words(1, 3), lock, index, token, b.prefix)))
 }
 
 // awaitRelease waits for the answer to a release, and repeats it without a queue where the user may not use that.
@@ -584,32 +606,34 @@ func (s *server) awaitRelease(ctx context.Context, c *call) (reply, error) {
 		return r, err
 	}
 	argv := c.words[firstKey+len(c.keys()):]
-	r, err = s.await(ctx, patience, s.sendAloneRelease(c.Caller(), c.keys()[0], argv[0], argv[1]))
+	r, err = s.await(ctx, patience, s.sendAloneRelease(c.Caller(), c.bucket, c.keys()[0], argv[0], argv[1]))
 	s.noteRefusal(true, err)
 	return r, err
 }
 
 // renew tries once to give a lease a new ttl, and waits for the answer for at most d.
 func (s *server) renew(ctx context.Context, d time.Duration, l leaseKey, ttl time.Duration) (reply, error) {
-	return s.run(ctx, d, renewScript, append(renewScript.words(1, 3),
-		s.names.lock(l.id), strconv.FormatInt(l.index, 10), l.token, ttl.Milliseconds()))
+	b := s.bucket(l.id)
+	return s.run(ctx, d, b, renewScript, append(renewScript.words(1, 3),
+		b.lock(l.id), strconv.FormatInt(l.index, 10), l.token, ttl.Milliseconds()))
 }
 
 // run sends a script and waits for the answer for at most d.
-func (s *server) run(ctx context.Context, d time.Duration, sc *script, words []any) (reply, error) {
-	return s.await(ctx, d, s.send(newCall(ctx, sc, words)))
+func (s *server) run(ctx context.Context, d time.Duration, b *bucket, sc *script, words []any) (reply, error) {
+	return s.await(ctx, d, s.send(newCall(ctx, b, sc, words)))
 }
 
 // A call is a script that was sent, or is about to be.
 type call struct {
 	batch.Call
 
+	bucket *bucket
 	script *script
 	words  []any // of the command
 }
 
-func newCall(ctx context.Context, sc *script, words []any) *call {
-	c := &call{script: sc, words: words}
+func newCall(ctx context.Context, b *bucket, sc *script, words []any) *call {
+	c := &call{bucket: b, script: sc, words: words}
 	c.Init(ctx, newCommand(ctx, words))
 	return c
 }
@@ -631,12 +655,12 @@ func (c *call) unknownScript() bool {
 func (c *call) inFull() *call {
 	words := slices.Clone(c.words)
 	words[0], words[1] = "eval", c.script.source
-	return newCall(c.Caller(), c.script, words)
+	return newCall(c.Caller(), c.bucket, c.script, words)
 }
 
 // send sends a call, and returns it.
 func (s *server) send(c *call) *call {
-	s.batcher.Send(&c.Call)
+	s.batcherFor(c.bucket).Send(&c.Call)
 	return c
 }
 
@@ -666,7 +690,11 @@ func (s *server) await(ctx context.Context, d time.Duration, c *call) (reply, er
 		if c.GiveUp() {
 			c = nil
 		}
-		return reply{}, &givenUpError{why, c}
+		err := &givenUpError{why, c}
+		if ctx.Err() == nil {
+			s.heard(err)
+		}
+		return reply{}, err
 	}
 }
 
@@ -682,7 +710,9 @@ func (s *server) timer(d time.Duration) *time.Timer {
 // read returns the answer to a call that is done.
 func (s *server) read(c *call) (reply, error) {
 	cmd := c.Cmd.(command) //nolint:forcetypeassert // See newCall.
-	if err := cmd.Err(); err != nil {
+	err := s.inCluster(cmd.Err())
+	s.heard(err)
+	if err != nil {
 		return reply{}, keyErrorOf(err, c.keys())
 	}
 	r := reply{status: statusDone, sent: c.Sent()}
@@ -719,7 +749,7 @@ type grant struct {
 }
 
 // parseGrant reads "<index> <ttl in ms> <server's µs> <lock key>". It returns false for anything else.
-func (s *server) parseGrant(message string) (g grant, ok bool) {
+func (b *bucket) parseGrant(message string) (g grant, ok bool) {
 	words := strings.SplitN(message, " ", 4)
 	if len(words) != 4 {
 		return grant{}, false
@@ -732,7 +762,7 @@ func (s *server) parseGrant(message string) (g grant, ok bool) {
 		}
 		numbers[i] = n
 	}
-	id, ok := s.names.id(words[3])
+	id, ok := b.id(words[3])
 	if !ok || numbers[0] >= 1<<53 || numbers[1] > math.MaxInt64/int64(time.Millisecond) {
 		return grant{}, false
 	}
@@ -979,6 +1009,9 @@ func judge(err error) verdict {
 	}
 	if errors.Is(err, ErrNotHeld) {
 		return lost
+	}
+	if _, ok := errors.AsType[*movingError](err); ok {
+		return unreachable
 	}
 	if _, ok := errors.AsType[*keyError](err); ok {
 		return final

@@ -3,7 +3,10 @@ package redfour
 import (
 	"context"
 	"errors"
+	"maps"
 	mathrand "math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -46,17 +49,21 @@ type subscriber struct {
 	looking int              // goroutines that make attempts
 	entries int              // made so far
 	claimed int64            // the highest index of a lease that anybody here was given; observe may have left it out
-	ear     *ear             // the subscription; nil if there is none
-	idle    *time.Timer      // closes the ear after the last line has gone; nil before the first
+	ears    map[string]*ear  // by the address of their server in a cluster; elsewhere there is one at most, under ""
+	heardBy map[*bucket]*ear // nil while it is being found out where a bucket is
+	idle    *time.Timer      // closes the ears after the last line has gone; nil before the first
 }
 
 func newSubscriber(life context.Context, s *server, c *crew.Crew) *subscriber {
-	return &subscriber{server: s, crew: c, life: life, lines: make(map[string]*line)}
+	return &subscriber{
+		server: s, crew: c, life: life, lines: make(map[string]*line),
+		ears: make(map[string]*ear), heardBy: make(map[*bucket]*ear),
+	}
 }
 
 // idleLocked is called when the last line has gone.
 func (s *subscriber) idleLocked() {
-	if s.ear == nil || s.life.Err() != nil {
+	if len(s.heardBy) == 0 || s.life.Err() != nil {
 		return
 	}
 	if s.idle == nil {
@@ -66,15 +73,19 @@ func (s *subscriber) idleLocked() {
 	}
 }
 
-// rest closes the subscription if there is still nobody to wait for. The lines have left the queue
+// rest closes the subscriptions if there is still nobody to wait for. The lines have left the queues
 // before they went, so nothing is lost with it.
 func (s *subscriber) rest() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.lines) == 0 && s.ear != nil {
-		s.ear.close()
-		s.ear = nil
+	if len(s.lines) > 0 {
+		return
 	}
+	for _, e := range s.ears {
+		e.close()
+	}
+	clear(s.ears)
+	clear(s.heardBy)
 }
 
 // end makes every line clear up, now that life has ended.
@@ -89,63 +100,121 @@ func (s *subscriber) end() {
 	}
 }
 
-// wakeAll makes every line look, but not all in the same moment.
-func (s *subscriber) wakeAll() {
+// wakeAll makes every line of a bucket look, but not all in the same moment.
+func (s *subscriber) wakeAll(b *bucket) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	spread := time.Duration(len(s.lines)) * lookSpread
 	for _, ln := range s.lines {
-		if ln.trying {
+		switch pause := mathrand.N(spread); {
+		case ln.bucket != b:
+		case ln.trying:
 			s.wakeLocked(ln, false)
-		} else if pause := mathrand.N(spread); pause < time.Until(ln.due) {
+		case pause < time.Until(ln.due):
 			s.lookInLocked(ln, pause)
 		}
 	}
 }
 
-// An ear is the one subscription of a Lock, and the goroutine that keeps it up.
+// An ear is a subscription, and the goroutine that keeps it up. There is one for each server that has locks which
+// somebody waits for: one in all, but in a cluster.
 type ear struct {
-	close context.CancelFunc
-	hears bool // grants: the inbox is confirmed. Guarded by subscriber.mu
+	addr    string
+	client  *redis.Client // of that server
+	close   context.CancelFunc
+	more    chan struct{}    // capacity 1, because one news is enough: buckets were added
+	buckets map[*bucket]bool // heard by it; true once it hears grants: the inbox is confirmed. Guarded by subscriber.mu
 }
 
-// hearsLocked tells whether the member can be granted a lock.
-func (s *subscriber) hearsLocked() bool { return s.ear != nil && s.ear.hears && s.server.mayQueue() }
+// hearsLocked tells whether the member can be granted a lock of b.
+func (s *subscriber) hearsLocked(b *bucket) bool {
+	e := s.heardBy[b]
+	return e != nil && e.buckets[b] && s.server.mayQueue()
+}
 
-// listenLocked sees to it that there is a subscription, now or soon. When it is
+// listenLocked sees to it that there is a subscription for b, now or soon. When it is
 // confirmed, it wakes everybody, so nobody has to wait for it.
-func (s *subscriber) listenLocked() {
-	if s.ear != nil {
+func (s *subscriber) listenLocked(b *bucket) {
+	if _, ok := s.heardBy[b]; ok {
 		return
 	}
-	ctx, cancel := context.WithCancel(s.life)
-	e := &ear{close: cancel}
-	s.ear = e
-	s.crew.Start(func() { s.listen(ctx, e) })
-}
-
-// listenAnewLocked replaces the subscription.
-func (s *subscriber) listenAnewLocked() {
-	if s.ear != nil {
-		s.ear.close()
-		s.ear = nil
+	s.heardBy[b] = nil
+	if s.server.topology == nil {
+		client, addr, _ := s.server.master(s.life, b) // of which it need not ask
+		s.addLocked(b, client, addr)
+		return
 	}
-	s.listenLocked()
+	s.crew.Start(func() { s.settle(b) })
 }
 
+// settle finds out which server has b, and subscribes there.
+func (s *subscriber) settle(b *bucket) {
+	for pauses := (backoff{min: shortestRetry, max: resubscribe}); s.life.Err() == nil; sleep(s.life, s.life, pauses.next()) {
+		client, addr, err := s.server.master(s.life, b)
+		if err != nil {
+			continue
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if e, wanted := s.heardBy[b]; wanted && e == nil {
+			s.addLocked(b, client, addr)
+		}
+		return
+	}
+}
+
+// addLocked makes the ear at addr hear b.
+func (s *subscriber) addLocked(b *bucket, client *redis.Client, addr string) {
+	if s.life.Err() != nil {
+		return
+	}
+	e := s.ears[addr]
+	if e == nil {
+		e = s.newEarLocked(client, addr)
+	}
+	e.buckets[b] = false
+	s.heardBy[b] = e
+	select {
+	case e.more <- struct{}{}:
+	default: // it has been told
+	}
+}
+
+func (s *subscriber) newEarLocked(client *redis.Client, addr string) *ear {
+	ctx, cancel := context.WithCancel(s.life)
+	e := &ear{addr: addr, client: client, close: cancel, more: make(chan struct{}, 1), buckets: make(map[*bucket]bool)}
+	s.ears[addr] = e
+	s.crew.Start(func() { s.listen(ctx, e) })
+	return e
+}
+
+// listenAnewLocked replaces a subscription.
+func (s *subscriber) listenAnewLocked(e *ear) {
+	e.close()
+	delete(s.ears, e.addr)
+	for b := range e.buckets {
+		s.addLocked(b, e.client, e.addr)
+	}
+}
+
+// listen keeps up an ear until ctx ends, or everything that it heard is on other servers.
 func (s *subscriber) listen(ctx context.Context, e *ear) {
 	refused := false
-	for pauses := (backoff{min: shortestRetry, max: resubscribe}); ctx.Err() == nil; {
-		channels := []string{s.server.names.releases(), s.server.names.census(), s.server.inbox()}
-		if refused || !s.server.mayQueue() {
-			channels = channels[:1]
-		}
+	for pauses := (backoff{min: shortestRetry, max: resubscribe}); ctx.Err() == nil && s.follow(ctx, e); {
+		n := &subscription{subscriber: s, ear: e, plain: s.server.plain(), channels: make(map[string]channel)}
+		n.releasesOnly = refused || n.plain && s.server.topology != nil || !s.server.mayQueue()
 		start := time.Now()
-		err := s.subscribe(ctx, e, channels)
+		err := s.server.inCluster(n.run(ctx))
+		if ctx.Err() == nil {
+			s.server.heard(err)
+		}
 		// A closed subscription is our own doing, and is no reason to give up.
 		denied := judge(err) == final && !errors.Is(err, redis.ErrClosed)
-		if denied && len(channels) > 1 {
-			refused = true // Perhaps the user has a right to the first alone.
+		switch {
+		case denied && !n.releasesOnly:
+			refused = true // Perhaps the user has a right to the first channel alone.
+			continue
+		case n.plain != s.server.plain():
 			continue
 		}
 		if time.Since(start) > steadyTime {
@@ -159,62 +228,196 @@ func (s *subscriber) listen(ctx context.Context, e *ear) {
 	}
 }
 
-// subscribe lives as long as one subscription, and returns why it ended. The last of the channels, if there are
-// several, is the inbox: when it is confirmed, all are.
+// follow gives the buckets that are on other servers now to the ears there. It returns false if none is left; the ear has
+// ended then.
+func (s *subscriber) follow(ctx context.Context, e *ear) bool {
+	if s.server.topology == nil {
+		return true
+	}
+	for _, b := range s.bucketsOf(e) {
+		client, addr, err := s.server.master(ctx, b)
+		if err != nil || addr == e.addr {
+			continue
+		}
+		s.mu.Lock()
+		if s.heardBy[b] == e {
+			delete(e.buckets, b)
+			s.addLocked(b, client, addr)
+		}
+		s.mu.Unlock()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(e.buckets) > 0 || s.ears[e.addr] != e {
+		return true
+	}
+	delete(s.ears, e.addr)
+	e.close()
+	return false
+}
+
+// A subscription is one connection of an ear, from its beginning to its end.
 //
 // The connection is used once: go-redis repairs it silently when it breaks, and
 // then nobody learns that messages were lost.
-func (s *subscriber) subscribe(ctx context.Context, e *ear, channels []string) error {
+type subscription struct {
+	subscriber   *subscriber
+	ear          *ear
+	pubsub       *redis.PubSub
+	plain        bool // channels belong to no slot
+	releasesOnly bool // no grants
+
+	mu       sync.Mutex         // guards what follows
+	channels map[string]channel // that it has asked for
+}
+
+// A channel is what a subscription knows of one.
+type channel struct {
+	bucket *bucket
+	inbox  bool
+	last   bool // when it is confirmed, all of its bucket are
+}
+
+// run lives as long as the subscription, and returns why it ended.
+func (n *subscription) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	inbox := s.server.inbox()
-	last := channels[len(channels)-1]
-	pubsub := s.server.client.Subscribe(ctx) // to no channel: this does not connect yet
-	connect, done := context.WithTimeout(ctx, connectTime)
-	err := pubsub.Subscribe(connect, channels...)
-	done()
-	placed := make(chan struct{}) // closed when the inbox is confirmed
+	n.pubsub = n.ear.client.Subscribe(ctx) // to no channel: this does not connect yet
+	err := n.add(ctx)
 
 	// Only now, because a ping would wait for the connection beyond its own time,
 	// and then break it.
 	var pinger sync.WaitGroup
 	defer pinger.Wait()
 	defer cancel()
-	defer s.setHears(e, false)
-	pinger.Go(func() { s.checkOn(ctx, pubsub, placed) })
+	defer n.subscriber.deafen(n.ear)
+	pinger.Go(func() { n.checkOn(ctx) })
 	for confirmed := false; err == nil; {
 		var message any
-		message, err = receive(ctx, pubsub)
-		if _, refused := errors.AsType[redis.Error](err); refused && confirmed {
+		message, err = receive(ctx, n.pubsub)
+		if refused, ok := errors.AsType[redis.Error](err); ok && confirmed && !redis.HasErrorPrefix(refused, "MOVED") {
 			err = nil // the answer to a ping: the connection lives
 		}
 		switch m := message.(type) {
 		case *redis.Subscription:
-			if m.Channel != last || confirmed {
-				continue
+			if strings.HasSuffix(m.Kind, "unsubscribe") {
+				return errMoved
 			}
-			confirmed = true
-			if last == inbox {
-				close(placed)
-				s.setHears(e, true)
-			}
-			s.wakeAll()
+			confirmed = n.confirm(m.Channel) || confirmed
 		case *redis.Message:
-			if m.Channel == inbox {
-				if g, ok := s.server.parseGrant(m.Payload); ok {
-					s.hear(e, g)
-				}
-			} else if id, ok := s.server.names.id(m.Payload); ok {
-				s.released(id)
-			}
+			n.hear(m)
 		}
+	}
+	if n.subscriber.server.topology != nil && unknownCommand(err) {
+		n.subscriber.server.topology.noShards.Store(true)
 	}
 	return err
 }
 
-func (s *subscriber) setHears(e *ear, hears bool) {
+// add subscribes to the channels of the buckets that were added to the ear. Those of a bucket are in one slot, and a command may
+// name no others.
+func (n *subscription) add(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
+	subscribe := n.pubsub.Subscribe
+	if !n.plain {
+		subscribe = n.pubsub.SSubscribe
+	}
+	for _, b := range n.subscriber.bucketsOf(n.ear) {
+		asked := n.register(b)
+		if asked == nil {
+			continue
+		}
+		if err := subscribe(ctx, asked...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// register returns the channels of a bucket, if the subscription has not asked for them. The last, if there are
+// several, is the inbox.
+func (n *subscription) register(b *bucket) []string {
+	all := []string{b.releases(), b.census(), n.subscriber.server.inbox(b)}
+	if n.releasesOnly {
+		all = all[:1]
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, done := n.channels[all[0]]; done {
+		return nil
+	}
+	for i, name := range all {
+		n.channels[name] = channel{bucket: b, inbox: i == 2, last: i == len(all)-1}
+	}
+	return all
+}
+
+func (n *subscription) channel(name string) channel {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.channels[name]
+}
+
+// confirm takes the confirmation of a channel, and tells whether it was the last of its bucket.
+func (n *subscription) confirm(name string) bool {
+	c := n.channel(name)
+	if !c.last {
+		return false
+	}
+	if c.inbox {
+		n.subscriber.hearsNow(n.ear, c.bucket)
+	}
+	n.subscriber.wakeAll(c.bucket)
+	return true
+}
+
+func (n *subscription) hear(m *redis.Message) {
+	c := n.channel(m.Channel)
+	if c.bucket == nil {
+		return
+	}
+	if c.inbox {
+		if g, ok := c.bucket.parseGrant(m.Payload); ok {
+			n.subscriber.hear(n.ear, c.bucket, g)
+		}
+	} else if id, ok := c.bucket.id(m.Payload); ok {
+		n.subscriber.released(id)
+	}
+}
+
+func (s *subscriber) bucketsOf(e *ear) []*bucket {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e.hears = hears
+	return slices.Collect(maps.Keys(e.buckets))
+}
+
+func (s *subscriber) hearsNow(e *ear, b *bucket) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := e.buckets[b]; ok {
+		e.buckets[b] = true
+	}
+}
+
+// deafen says that an ear hears nothing any more.
+func (s *subscriber) deafen(e *ear) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for b := range e.buckets {
+		e.buckets[b] = false
+	}
+}
+
+// someHeard returns a bucket of whose grants the ear hears, nil if there is none.
+func (s *subscriber) someHeard(e *ear) *bucket {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for b, hears := range e.buckets {
+		if hears {
+			return b
+		}
+	}
+	return nil
 }
 
 // receive waits for one message, or the answer to a ping. It is bounded by ctx,
@@ -226,35 +429,51 @@ func receive(ctx context.Context, pubsub *redis.PubSub) (any, error) {
 }
 
 // checkOn pings the subscription, so that a connection that died silently is
-// noticed by whoever receives from it, and closes it when ctx ends.
+// noticed by whoever receives from it, adds what is to be heard as well, and closes it when ctx ends.
 //
 // It also closes one that is not on the server that runs the scripts. After a failover
 // the client sends commands to the new master at once, while the old one, where
-// nobody releases anything any more, keeps its subscribers for ten seconds or so.
-func (s *subscriber) checkOn(ctx context.Context, pubsub *redis.PubSub, placed <-chan struct{}) {
-	defer pubsub.Close() //nolint:errcheck // It is given up, or broken already.
-	if !s.server.moves() {
-		placed = nil
-	}
+// nobody releases anything any more, keeps its subscribers for ten seconds or so, and in a cluster for ever.
+func (n *subscription) checkOn(ctx context.Context) {
+	defer n.pubsub.Close() //nolint:errcheck // It is given up, or broken already.
 	ticker := time.NewTicker(pingEvery)
 	defer ticker.Stop()
-	for {
+	placed := make(chan bool, 1) // sent to by the one who asks, who need not wait
+	for asks := false; ; {
 		select {
 		case <-ctx.Done():
 			return
+		case <-n.ear.more:
+			if n.add(ctx) != nil {
+				return
+			}
 		case <-ticker.C:
-		}
-		bounded, cancel := context.WithTimeout(ctx, pingEvery)
-		err := pubsub.Ping(bounded)
-		misplaced := false
-		select {
-		case <-placed:
-			misplaced = err == nil && !s.server.hears(bounded, s.server.inbox())
-		default:
-		}
-		cancel()
-		if err != nil || misplaced {
-			return
+			if n.ping(ctx) != nil {
+				return
+			}
+			if b := n.subscriber.someHeard(n.ear); !asks && b != nil && n.subscriber.server.moves() {
+				asks = true
+				// Beside this, because a server that hangs does not answer for longer than the subscription waits for it.
+				n.subscriber.crew.Start(func() { placed <- n.isPlaced(ctx, b) })
+			}
+		case ok := <-placed:
+			asks = false
+			if !ok {
+				return
+			}
 		}
 	}
+}
+
+func (n *subscription) ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, pingEvery)
+	defer cancel()
+	return n.pubsub.Ping(ctx)
+}
+
+// isPlaced tells whether the subscription is where the scripts for b run, as far as is known.
+func (n *subscription) isPlaced(ctx context.Context, b *bucket) bool {
+	ctx, cancel := context.WithTimeout(ctx, pingEvery)
+	defer cancel()
+	return n.subscriber.server.hears(ctx, b)
 }

@@ -19,13 +19,27 @@ import (
 
 // A site is a server to run the table on. Each row uses an id of its own.
 type site struct {
-	client func(t *testing.T, via ...*link) *redis.Client
+	client func(t *testing.T, via ...*link) redis.UniversalClient
+	names  func(namespace, id string) (lock, counter string)
+}
+
+// lock is the key of a lock in the namespace that is the default.
+func (s site) lock(id string) string {
+	lock, _ := s.names("lock", id)
+	return lock
+}
+
+// plainNames are those that npm redfour knows.
+func plainNames(namespace, id string) (lock, counter string) {
+	return namespace + ":" + id, namespace + "index"
 }
 
 func TestTable_miniredis(t *testing.T) {
 	for _, row := range table {
 		t.Run(row.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T, m *mini) { row.run(t, site{m.client}) })
+			bubble(t, func(t *testing.T, m *mini) {
+				row.run(t, site{func(t *testing.T, via ...*link) redis.UniversalClient { return m.client(t, via...) }, plainNames})
+			})
 		})
 	}
 }
@@ -43,8 +57,8 @@ var table = []struct {
 		require.True(t, lease.Immediate)
 		require.WithinRange(t, lease.Deadline(), before.Add(time.Minute), time.Now().Add(time.Minute))
 		require.Equal(t, map[string]string{"index": strconv.FormatInt(lease.Index, 10), "token": lease.Token},
-			client.HGetAll(t.Context(), "lock:acquire free").Val())
-		require.LessOrEqual(t, client.PTTL(t.Context(), "lock:acquire free").Val(), time.Minute)
+			client.HGetAll(t.Context(), s.lock("acquire free")).Val())
+		require.LessOrEqual(t, client.PTTL(t.Context(), s.lock("acquire free")).Val(), time.Minute)
 		require.NoError(t, l.Release(t.Context(), lease))
 	}},
 	{"Acquire/held", func(t *testing.T, s site) {
@@ -113,15 +127,15 @@ var table = []struct {
 			require.ErrorIs(t, l.Renew(ctx, other, time.Hour), redfour.ErrConflict)
 			require.ErrorIs(t, l.Release(ctx, other), redfour.ErrConflict)
 		}
-		require.LessOrEqual(t, client.PTTL(ctx, "lock:both").Val(), time.Minute)
+		require.LessOrEqual(t, client.PTTL(ctx, s.lock("both")).Val(), time.Minute)
 		require.NoError(t, l.Release(ctx, lease))
 	}},
 	{"any/a lease of npm has no token", func(t *testing.T, s site) {
 		client := s.client(t)
 		l := newLock(t, client)
 		ctx := t.Context()
-		require.NoError(t, client.HSet(ctx, "lock:npm", "index", 7).Err())
-		require.NoError(t, client.PExpire(ctx, "lock:npm", time.Minute).Err())
+		require.NoError(t, client.HSet(ctx, s.lock("npm"), "index", 7).Err())
+		require.NoError(t, client.PExpire(ctx, s.lock("npm"), time.Minute).Err())
 		_, err := l.Acquire(ctx, "npm", time.Minute)
 		locked := new(redfour.LockedError)
 		require.ErrorAs(t, err, &locked)
@@ -131,9 +145,9 @@ var table = []struct {
 		var lease redfour.Lease
 		require.NoError(t, json.Unmarshal([]byte(`{"id":"npm","success":true,"index":7,"ttl":60000}`), &lease))
 		require.NoError(t, l.Renew(ctx, &lease, time.Hour))
-		require.Greater(t, client.PTTL(ctx, "lock:npm").Val(), time.Minute)
+		require.Greater(t, client.PTTL(ctx, s.lock("npm")).Val(), time.Minute)
 		require.NoError(t, l.Release(ctx, &lease))
-		require.Zero(t, client.Exists(ctx, "lock:npm").Val())
+		require.Zero(t, client.Exists(ctx, s.lock("npm")).Val())
 	}},
 	{"any/a key of another type", func(t *testing.T, s site) {
 		client := s.client(t)
@@ -147,36 +161,37 @@ var table = []struct {
 			"release":  func() error { return l.Release(ctx, lease) },
 		}
 		for kind, makeIt := range map[string]func() error{
-			"string":              func() error { return client.Set(ctx, "lock:foreign", "x", 0).Err() },
-			"list":                func() error { return client.RPush(ctx, "lock:foreign", "x").Err() },
-			"hash without expiry": func() error { return client.HSet(ctx, "lock:foreign", "index", "5").Err() },
+			"string":              func() error { return client.Set(ctx, s.lock("foreign"), "x", 0).Err() },
+			"list":                func() error { return client.RPush(ctx, s.lock("foreign"), "x").Err() },
+			"hash without expiry": func() error { return client.HSet(ctx, s.lock("foreign"), "index", "5").Err() },
 		} {
-			require.NoError(t, client.Del(ctx, "lock:foreign").Err())
+			require.NoError(t, client.Del(ctx, s.lock("foreign")).Err())
 			require.NoError(t, makeIt())
 			for op, call := range calls {
 				err := call()
-				require.ErrorContains(t, err, `redfour: `+op+` "foreign": key "lock:foreign" is a `+kind)
+				require.ErrorContains(t, err, `redfour: `+op+` "foreign": key "`+s.lock("foreign")+`" is a `+kind)
 				require.NotErrorIs(t, err, redfour.ErrLocked)
 				require.NotErrorIs(t, err, redfour.ErrNotHeld)
 			}
-			require.EqualValues(t, 1, client.Exists(ctx, "lock:foreign").Val())
+			require.EqualValues(t, 1, client.Exists(ctx, s.lock("foreign")).Val())
 		}
-		require.NoError(t, client.Del(ctx, "lock:foreign").Err())
+		require.NoError(t, client.Del(ctx, s.lock("foreign")).Err())
 	}},
 	{"any/a counter of another type", func(t *testing.T, s site) {
 		client := s.client(t)
 		l := newLock(t, client, redfour.WithNamespace("odd"))
 		ctx := t.Context()
+		lock, counter := s.names("odd", "x")
 		for kind, makeIt := range map[string]func() error{
-			"list":                    func() error { return client.RPush(ctx, "oddindex", "x").Err() },
-			"string without a number": func() error { return client.Set(ctx, "oddindex", "inf", 0).Err() },
-			"number beyond 2^53":      func() error { return client.Set(ctx, "oddindex", "9007199254740991", 0).Err() },
+			"list":                    func() error { return client.RPush(ctx, counter, "x").Err() },
+			"string without a number": func() error { return client.Set(ctx, counter, "inf", 0).Err() },
+			"number beyond 2^53":      func() error { return client.Set(ctx, counter, "9007199254740991", 0).Err() },
 		} {
-			require.NoError(t, client.Del(ctx, "oddindex").Err())
+			require.NoError(t, client.Del(ctx, counter).Err())
 			require.NoError(t, makeIt())
 			_, err := l.Acquire(ctx, "x", time.Second)
-			require.ErrorContains(t, err, `redfour: acquire "x": key "oddindex" is a `+kind)
-			require.Zero(t, client.Exists(ctx, "odd:x").Val())
+			require.ErrorContains(t, err, `redfour: acquire "x": key "`+counter+`" is a `+kind)
+			require.Zero(t, client.Exists(ctx, lock).Val())
 		}
 	}},
 	{"any/ctx had ended", func(t *testing.T, s site) {
@@ -205,7 +220,7 @@ var table = []struct {
 		require.True(t, lease.Immediate)
 		require.Equal(t, time.Minute, lease.TTL)
 		require.NoError(t, l.Release(t.Context(), lease))
-		require.Zero(t, client.Exists(t.Context(), "lock:wait free").Val())
+		require.Zero(t, client.Exists(t.Context(), s.lock("wait free")).Val())
 	}},
 	{"WaitAcquire/released", func(t *testing.T, s site) {
 		a, b := newLock(t, s.client(t)), newLock(t, s.client(t))
@@ -247,7 +262,7 @@ var table = []struct {
 		client := s.client(t)
 		l := newLock(t, client)
 		lease := mustAcquire(t, l, "conflict", time.Minute)
-		require.NoError(t, client.Del(t.Context(), "lock:conflict").Err())
+		require.NoError(t, client.Del(t.Context(), s.lock("conflict")).Err())
 		other := mustAcquire(t, l, "conflict", time.Minute)
 		require.Greater(t, other.Index, lease.Index)
 		err := l.Release(t.Context(), lease)
@@ -263,7 +278,7 @@ var table = []struct {
 		cancel()
 		_ = l.Release(ctx, lease) // nil if it was quick
 		require.NoError(t, l.Close())
-		require.Zero(t, client.Exists(t.Context(), "lock:late release").Val())
+		require.Zero(t, client.Exists(t.Context(), s.lock("late release")).Val())
 	}},
 	{"Renew/held", func(t *testing.T, s site) {
 		client := s.client(t)
@@ -273,7 +288,7 @@ var table = []struct {
 			before := time.Now()
 			require.NoError(t, l.Renew(t.Context(), lease, ttl))
 			require.WithinRange(t, lease.Deadline(), before.Add(ttl), time.Now().Add(ttl))
-			left := client.PTTL(t.Context(), "lock:renew").Val()
+			left := client.PTTL(t.Context(), s.lock("renew")).Val()
 			require.LessOrEqual(t, left, ttl)
 			require.Greater(t, left, ttl/2)
 		}
@@ -283,13 +298,13 @@ var table = []struct {
 		client := s.client(t)
 		l := newLock(t, client)
 		lease := mustAcquire(t, l, "revive", time.Minute)
-		require.NoError(t, client.Del(t.Context(), "lock:revive").Err())
+		require.NoError(t, client.Del(t.Context(), s.lock("revive")).Err())
 		require.ErrorIs(t, l.Renew(t.Context(), lease, time.Hour), redfour.ErrExpired)
-		require.Zero(t, client.Exists(t.Context(), "lock:revive").Val())
+		require.Zero(t, client.Exists(t.Context(), s.lock("revive")).Val())
 		require.Zero(t, lease.Remaining())
 		mustAcquire(t, l, "revive", time.Minute)
 		require.ErrorIs(t, l.Renew(t.Context(), lease, time.Hour), redfour.ErrConflict)
-		require.LessOrEqual(t, client.PTTL(t.Context(), "lock:revive").Val(), time.Minute)
+		require.LessOrEqual(t, client.PTTL(t.Context(), s.lock("revive")).Val(), time.Minute)
 	}},
 	{"KeepAlive/renews and ends with the release", func(t *testing.T, s site) {
 		way := new(link)
@@ -320,7 +335,7 @@ var table = []struct {
 		lease := mustAcquire(t, l, "lose", 200*time.Millisecond)
 		kept, stop := l.KeepAlive(t.Context(), lease)
 		defer stop()
-		require.NoError(t, client.Del(t.Context(), "lock:lose").Err())
+		require.NoError(t, client.Del(t.Context(), s.lock("lose")).Err())
 		<-kept.Done()
 		require.ErrorIs(t, kept.Err(), context.Canceled)
 		require.ErrorIs(t, context.Cause(kept), redfour.ErrExpired)
@@ -328,7 +343,7 @@ var table = []struct {
 		lease = mustAcquire(t, l, "lose", 200*time.Millisecond)
 		kept, stop = l.KeepAlive(t.Context(), lease)
 		defer stop()
-		require.NoError(t, client.Del(t.Context(), "lock:lose").Err())
+		require.NoError(t, client.Del(t.Context(), s.lock("lose")).Err())
 		mustAcquire(t, l, "lose", time.Minute)
 		<-kept.Done()
 		require.ErrorIs(t, context.Cause(kept), redfour.ErrConflict)
@@ -338,19 +353,19 @@ var table = []struct {
 		l := newLock(t, client)
 		mine := errors.New("mine")
 		err := l.WithLock(t.Context(), "section", time.Minute, func(ctx context.Context, lease *redfour.Lease) error {
-			require.EqualValues(t, 1, client.Exists(ctx, "lock:section").Val())
+			require.EqualValues(t, 1, client.Exists(ctx, s.lock("section")).Val())
 			require.NotZero(t, lease.Index)
 			return mine
 		})
 		require.Same(t, mine, err)
-		require.Zero(t, client.Exists(t.Context(), "lock:section").Val())
+		require.Zero(t, client.Exists(t.Context(), s.lock("section")).Val())
 	}},
 	{"WithLock/the lease is lost", func(t *testing.T, s site) {
 		client := s.client(t)
 		l := newLock(t, client)
 		mine := errors.New("mine")
 		err := l.WithLock(t.Context(), "lost", 200*time.Millisecond, func(ctx context.Context, _ *redfour.Lease) error {
-			require.NoError(t, client.Del(ctx, "lock:lost").Err())
+			require.NoError(t, client.Del(ctx, s.lock("lost")).Err())
 			<-ctx.Done()
 			require.ErrorIs(t, context.Cause(ctx), redfour.ErrExpired)
 			return mine

@@ -1,0 +1,178 @@
+package redfour
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redfour-go/redfour/internal/batch"
+	"github.com/redfour-go/redfour/internal/slot"
+)
+
+// bucketCount is over how many buckets the ids of a namespace are spread in Redis Cluster. It is part of the wire.
+const bucketCount = 256
+
+// A bucket is those locks of a namespace whose keys are in the same slot. Redis Cluster runs a script only where all its keys are
+// in one slot, so there a namespace has many buckets, with a counter and channels of its own each; elsewhere it has one.
+type bucket struct {
+	names
+
+	counterKey any // a string, as an any here, so that it is not made one with each call
+	prefix     any // of channels, likewise
+}
+
+func newBucket(namespace string) *bucket {
+	n := names{namespace}
+	return &bucket{names: n, counterKey: n.counter(), prefix: n.channels()}
+}
+
+// layOut returns the buckets of a namespace: in a cluster so many, unless the namespace has a hash tag, which then is what says
+// where all of it is.
+func layOut(namespace string, cluster bool) []*bucket {
+	if _, tagged := slot.Tag(namespace); tagged || !cluster {
+		return []*bucket{newBucket(namespace)}
+	}
+	all := make([]*bucket, bucketCount)
+	for n := range all {
+		all[n] = newBucket(fmt.Sprintf("{%s:%d}", namespace, n))
+	}
+	return all
+}
+
+// checkLayout returns an error for a namespace that layOut would not spread: a "}" would end the hash tag too early.
+func checkLayout(namespace string) error {
+	if _, tagged := slot.Tag(namespace); !tagged && strings.Contains(namespace, "}") {
+		return fmt.Errorf("namespace %q has a } and no hash tag, so that it cannot be laid out in a cluster", namespace)
+	}
+	return nil
+}
+
+// bucket returns where the lock of id is.
+func (s *server) bucket(id string) *bucket {
+	if len(s.buckets) == 1 {
+		return s.buckets[0]
+	}
+	return s.buckets[int(slot.Sum(id))%len(s.buckets)]
+}
+
+// A topology is what is known of the masters of a cluster. Calls to different masters do not share a batch, so that one which
+// hangs delays nobody else.
+type topology struct {
+	client   *redis.ClusterClient
+	located  atomic.Bool // the client knows its slots: asking it sends nothing
+	noShards atomic.Bool // the servers do not know channels that belong to a slot (Redis 6)
+
+	mu      sync.Mutex                // guards what follows
+	masters map[string]*batch.Batcher // by address
+	ended   bool
+}
+
+// batcher returns what sends the scripts for a bucket.
+func (s *server) batcherFor(b *bucket) *batch.Batcher {
+	t := s.topology
+	if t == nil || !t.located.Load() {
+		return s.batcher
+	}
+	master, err := t.client.MasterForKey(s.life, b.namespace)
+	if err != nil {
+		return s.batcher
+	}
+	addr := master.Options().Addr
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.masters[addr] == nil {
+		t.masters[addr] = batch.New(s.life, t.client, s.crew, patience)
+		if t.ended {
+			t.masters[addr].End()
+		}
+	}
+	return t.masters[addr]
+}
+
+// endBatchers lets the goroutines go that wait for scripts to send. Releases can still be sent.
+func (s *server) endBatchers() {
+	s.batcher.End()
+	t := s.topology
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ended = true
+	for _, b := range t.masters {
+		b.End()
+	}
+}
+
+// heard notes what the outcome of a script says about the cluster. After any trouble with a master the client asks for the slots
+// again, because it would keep to a dead one for a minute. It asks at most five times a second.
+func (s *server) heard(err error) {
+	switch t := s.topology; {
+	case t == nil:
+	case err == nil:
+		if !t.located.Load() {
+			t.located.Store(true)
+		}
+	case judge(err).outOfReach():
+		t.client.ReloadState(s.life)
+	}
+}
+
+// master returns the client of the server that has the bucket, and its address. In a cluster it may have to ask for that.
+func (s *server) master(ctx context.Context, b *bucket) (*redis.Client, string, error) {
+	if s.topology == nil {
+		client, _ := s.client.(*redis.Client)
+		return client, "", nil
+	}
+	client, err := s.topology.client.MasterForKey(ctx, b.namespace)
+	if err != nil {
+		return nil, "", err
+	}
+	s.topology.located.Store(true)
+	return client, client.Options().Addr, nil
+}
+
+// A movingError is what a cluster answers while a slot moves, for longer than the client follows.
+type movingError struct{ err error }
+
+func (e *movingError) Error() string { return e.err.Error() }
+func (e *movingError) Unwrap() error { return e.err }
+
+// inCluster tells the errors apart that mean something else in a cluster.
+func (s *server) inCluster(err error) error {
+	if s.topology != nil && (redis.HasErrorPrefix(err, "MOVED") || redis.HasErrorPrefix(err, "ASK")) {
+		return &movingError{err}
+	}
+	return err
+}
+
+// plain tells whether channels belong to no slot: there is no cluster, or its servers do not know better.
+func (s *server) plain() bool { return s.topology == nil || s.topology.noShards.Load() }
+
+// unknownCommand tells whether a server says so.
+func unknownCommand(err error) bool {
+	serverErr, ok := errors.AsType[redis.Error](err)
+	return ok && strings.HasPrefix(serverErr.Error(), "ERR unknown command")
+}
+
+// errMoved says that a subscription is not where its locks are.
+var errMoved = errors.New("the slot has another master")
+
+// sharded returns a script for a cluster, where a channel belongs to a slot as a key does. A server that does not know such channels
+// (Redis 6) gets a message that every node passes on.
+func (sc *script) sharded() *script {
+	return newScript(`
+local function publish(channel, message)
+  local told = redis.pcall("SPUBLISH", channel, message)
+  if type(told) == "table" and string.find(told.err, "nknown") then told = redis.pcall("PUBLISH", channel, message) end
+  return told
+end
+` + strings.NewReplacer(
+		`redis.pcall("PUBLISH", `, "publish(", `call("PUBLISH", `, "publish(", `"NUMSUB"`, `"SHARDNUMSUB"`,
+	).Replace(sc.source))
+}
