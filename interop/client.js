@@ -3,6 +3,7 @@
 // A peer for the Go tests: works npm redfour or ioredfour as told on stdin, and answers on stdout, a line of JSON each.
 //
 //   node client.js redfour|ioredfour <redis url> <namespace>
+//   node client.js ioredfour cluster:<port>,<port>… <namespace>
 //
 //   -> {"n": 1, "do": "acquire", "id": "42", "ttl": 1000}
 //   <- {"n": 1, "reply": {"id": "42", "success": true, "index": 7, "ttl": 1000}}
@@ -21,8 +22,12 @@ const lua = name => fs.readFileSync(path.join(__dirname, name + '.lua'), 'utf8')
 const scripts = { enter: lua('enter'), renew: lua('renew') };
 
 const Lock = require(library);
-const lock = new Lock({ redis: url, namespace });
+const ports = url.startsWith('cluster:') && url.slice('cluster:'.length).split(',');
+const lock = new Lock(ports
+  ? { cluster: ports.map(port => ({ host: '127.0.0.1', port: Number(port) })), namespace }
+  : { redis: url, namespace });
 const commands = lock._redisConnection;
+const keyOf = id => ports ? lock._lockKey(id) : `${namespace}:${id}`;
 
 // Both libraries take callbacks.
 const call = (object, method) => promisify(object[method].bind(object));
@@ -41,7 +46,7 @@ lock._subscribers.on('newListener', key => {
 });
 
 async function wait({ n, id, ttl, patience }) {
-  const key = `${namespace}:${id}`;
+  const key = keyOf(id);
   waiters.set(key, n);
   try {
     return await waitAcquire(id, ttl, patience);
@@ -53,7 +58,7 @@ async function wait({ n, id, ttl, patience }) {
 // renew gives a lease a new ttl. ioredfour calls that extending; redfour 1.0 cannot do it, so redfour 2's contract stands in.
 async function renew({ lease, ttl }) {
   if (library === 'ioredfour') return call(lock, 'extendLock')(lease, ttl);
-  const result = await call(commands, 'eval')(scripts.renew, 1, `${namespace}:${lease.id}`, lease.index, ttl);
+  const result = await call(commands, 'eval')(scripts.renew, 1, keyOf(lease.id), lease.index, ttl);
   return { id: lease.id, success: result === 'renewed', result };
 }
 
@@ -102,7 +107,7 @@ async function main() {
   commands.on('error', fail);
   lock._redisSubscriber.on('error', fail);
   // The libraries do not say when they are subscribed. Subscribing again is confirmed after the first time.
-  await call(lock._redisSubscriber, 'subscribe')(`${namespace}-release`);
+  await call(lock._redisSubscriber, ports ? 'ssubscribe' : 'subscribe')(lock._releaseChannel || `${namespace}-release`);
   const input = readline.createInterface({ input: process.stdin });
   input.on('line', line => handle(line).catch(fail));
   input.on('close', () => process.exit(0));

@@ -87,8 +87,13 @@ func requireNode(t *testing.T) string {
 // startPeer starts a Node.js process and returns when it is subscribed to releases. It ends with the test.
 func startPeer(t *testing.T, library, addr string) *peer {
 	t.Helper()
+	return startPeerAt(t, library, "redis://"+addr)
+}
+
+func startPeerAt(t *testing.T, library, url string) *peer {
+	t.Helper()
 	// Old packages on new versions of Node.js use what is deprecated.
-	cmd := exec.Command(requireNode(t), "--no-deprecation", "client.js", library, "redis://"+addr, namespace)
+	cmd := exec.Command(requireNode(t), "--no-deprecation", "client.js", library, url, namespace)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	stdin, err := cmd.StdinPipe()
