@@ -1,5 +1,7 @@
 package redfour
 
+import "fmt"
+
 // What Redis is sent, for tests of the scripts alone.
 var (
 	AcquireScript = acquireScript.source
@@ -7,3 +9,16 @@ var (
 	ReleaseScript = releaseScript.source
 	RenewScript   = renewScript.source
 )
+
+// NamesIn returns every name of an id's keys and channels, in a cluster or elsewhere; or why there are none.
+func NamesIn(namespace, id string, cluster bool) ([]string, error) {
+	if err := checkLayout(namespace); err != nil && cluster {
+		return nil, err
+	}
+	s := &server{buckets: layOut(namespace, cluster), member: "member"}
+	b := s.bucket(id)
+	return []string{
+		b.lock(id), b.counter(), b.queue(id), b.releases(), b.census(), s.inbox(b),
+		fmt.Sprint(b.counterKey), fmt.Sprint(b.prefix) + "x",
+	}, nil
+}

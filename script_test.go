@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/redfour-go/redfour"
+	"github.com/redfour-go/redfour/internal/slot"
 )
 
 // The names are shared with npm redfour, byte by byte.
@@ -34,6 +35,38 @@ func TestWire_names(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "my ns:a:b {c}\n\x00", message.Payload)
 		require.Equal(t, []string{"my nsindex"}, m.Keys())
+	})
+}
+
+// FuzzNames_oneSlot shows that a script can run in a cluster, whatever the namespace and the id, and that the ids of a
+// namespace without a hash tag are in many slots.
+func FuzzNames_oneSlot(f *testing.F) {
+	for _, seed := range [][2]string{
+		{"lock", "42"}, {"{a}", "b"}, {"x{a}y", "{b}"}, {"a{b", "}"}, {"{", "{}"}, {"{}", "x"}, {"}{", "{x}"}, {"{}{a}", "}{"}, {"}", ""}, {"ä", "\x00"},
+	} {
+		f.Add(seed[0], seed[1])
+	}
+	f.Fuzz(func(t *testing.T, namespace, id string) {
+		names, err := redfour.NamesIn(namespace, id, true)
+		if err != nil {
+			require.Contains(t, namespace, "}")
+			return
+		}
+		want := slot.Of(names[0])
+		for _, name := range names {
+			require.Equal(t, want, slot.Of(name), "%q", name)
+		}
+		if _, tagged := slot.Tag(namespace); tagged {
+			return
+		}
+		slots := make(map[int]bool)
+		for n := range 2000 {
+			others, err := redfour.NamesIn(namespace, fmt.Sprint(id, n), true)
+			require.NoError(t, err)
+			slots[slot.Of(others[0])] = true
+		}
+		require.Greater(t, len(slots), 200)
+		require.LessOrEqual(t, len(slots), 256)
 	})
 }
 
