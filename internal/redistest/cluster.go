@@ -374,7 +374,7 @@ func (c *Cluster) replicaOf(master *Server) *member {
 }
 
 // Failover has a replica of the slot's master take its place, without loss, and returns the replica when all running servers agree. The old
-// master becomes a replica. Do not count on more than one in ten seconds for the same slot: Redis may put the next one off.
+// master becomes a replica, and may be put back at once. After that Redis puts off the next election for some eight seconds.
 func (c *Cluster) Failover(slot int) *Server {
 	c.tb.Helper()
 	master := c.member(c.MasterOf(slot))
