@@ -12,7 +12,7 @@ import (
 // A floor is the least that a lock with a token can cost: SET NX PX, and a script that deletes what is
 // still the caller's. It cannot wait, and promises less than any library.
 type floor struct {
-	client   *redis.Client
+	client   redis.UniversalClient
 	commands redis.Cmdable // the client, or what puts its commands into pipelines
 	ttl      time.Duration
 }

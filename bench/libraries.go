@@ -21,7 +21,8 @@ type release func(ctx context.Context) error
 
 // A setting is what a locker can be told.
 type setting struct {
-	addr string
+	place
+
 	ttl  time.Duration // of leases
 	poll time.Duration // between attempts, where a library polls
 }
@@ -30,10 +31,16 @@ type setting struct {
 type entry struct {
 	Library
 
-	open   func(setting) (locker, error) // nil: it runs in Node.js
-	pkg    string                        // its Go module or npm package, for the version
-	waits  bool                          // it takes part in other workloads than cycles
-	direct []string                      // commands on data that it sends itself, and no script of its calls
+	open     func(setting) (locker, error) // nil: it runs in Node.js
+	pkg      string                        // its Go module or npm package, for the version
+	waits    bool                          // it takes part in other workloads than cycles
+	clusters bool                          // it takes part in a cluster
+	direct   []string                      // commands on data that it sends itself, and no script of its calls
+}
+
+// takesPart tells whether the library can do what a load asks of it.
+func (e entry) takesPart(l Load) bool {
+	return (e.waits || l.Workload == Cycles) && (e.clusters || l.Masters == 0)
 }
 
 // pollText says what poll does.
@@ -48,53 +55,53 @@ func lineup() []entry {
 		{
 			Library: Library{
 				Name:     "redfour",
-				Settings: "redfour.New on a go-redis client with default options; Acquire for cycles, else WaitAcquire",
+				Settings: "redfour.New on a go-redis client with default options, in a cluster a ClusterClient; Acquire for cycles, else WaitAcquire",
 			},
-			open: openRedfour, pkg: "github.com/redfour-go/redfour", waits: true,
+			open: openRedfour, pkg: "github.com/redfour-go/redfour", waits: true, clusters: true,
 		},
 		{
 			Library: Library{
 				Name:     "rueidislock",
 				Settings: "KeyMajority 1, NoLoopTracking, KeyValidity as the ttl of the others, and TryNextAfter no less; TryWithContext for cycles (WithContext is as fast), else WithContext",
 			},
-			open: openRueidislock, pkg: "github.com/redis/rueidis", waits: true,
+			open: openRueidislock, pkg: "github.com/redis/rueidis", waits: true, clusters: true,
 		},
 		{
 			Library: Library{
 				Name:     "redislock",
-				Settings: "on a go-redis client with default options (a larger pool was no faster); no metadata; LinearBackoff of " + pollText,
+				Settings: "on a go-redis client as of redfour (a larger pool was no faster); no metadata; LinearBackoff of " + pollText,
 			},
-			open: openRedislock, pkg: "github.com/bsm/redislock", waits: true,
+			open: openRedislock, pkg: "github.com/bsm/redislock", waits: true, clusters: true,
 		},
 		{
 			Library: Library{
 				Name:     "redsync",
 				Settings: "one pool, as of redislock; TryLock for cycles, else WithTries without limit and a WithRetryDelay of " + pollText + "; its default is 50 to 250 ms",
 			},
-			open: openRedsync, pkg: "github.com/go-redsync/redsync/v4", waits: true,
+			open: openRedsync, pkg: "github.com/go-redsync/redsync/v4", waits: true, clusters: true,
 			direct: []string{"set"},
 		},
 		{
 			Library: Library{
 				Name:     "npm redfour",
-				Settings: "as it comes; all waiters are async functions in the one thread of each process",
+				Settings: "as it comes, which is not in a cluster; all waiters are async functions in the one thread of each process",
 			},
 			pkg: "redfour", waits: true,
 		},
 		{
 			Library: Library{
 				Name:     "npm ioredfour",
-				Settings: "as npm redfour",
+				Settings: "as npm redfour; in a cluster it is given all masters, and keeps all locks of a namespace on one of them",
 			},
-			pkg: "ioredfour", waits: true,
+			pkg: "ioredfour", waits: true, clusters: true,
 		},
 		{
 			Library: Library{
 				Name:     "floor",
-				Settings: "SET NX PX, and a script that compares and deletes, on a go-redis client with default options",
+				Settings: "SET NX PX, and a script that compares and deletes, on a go-redis client as of redfour",
 				Floor:    true,
 			},
-			open: openFloor, pkg: "github.com/redis/go-redis/v9",
+			open: openFloor, pkg: "github.com/redis/go-redis/v9", clusters: true,
 			direct: []string{"set"},
 		},
 		{
@@ -103,7 +110,7 @@ func lineup() []entry {
 				Settings: "the same through go-redis' AutoPipeline, which is experimental",
 				Floor:    true,
 			},
-			open: openPipelinedFloor, pkg: "github.com/redis/go-redis/v9",
+			open: openPipelinedFloor, pkg: "github.com/redis/go-redis/v9", clusters: true,
 			direct: []string{"set"},
 		},
 	}
@@ -120,4 +127,9 @@ func entryOf(name string) (entry, bool) {
 }
 
 // newClient returns a go-redis client as most applications have it.
-func newClient(s setting) *redis.Client { return redis.NewClient(&redis.Options{Addr: s.addr}) }
+func newClient(s setting) redis.UniversalClient {
+	if len(s.Cluster) > 0 {
+		return redis.NewClusterClient(&redis.ClusterOptions{Addrs: s.Cluster})
+	}
+	return redis.NewClient(&redis.Options{Addr: s.Addr})
+}

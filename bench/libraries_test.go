@@ -31,7 +31,12 @@ func eachInGo(t *testing.T, test func(t *testing.T, e entry)) {
 // openFor returns a locker as one process has it.
 func openFor(t *testing.T, e entry, addr string) locker {
 	t.Helper()
-	l, err := e.open(setting{addr: addr, ttl: leaseTime, poll: 5 * time.Millisecond})
+	return openAt(t, e, place{Addr: addr})
+}
+
+func openAt(t *testing.T, e entry, where place) locker {
+	t.Helper()
+	l, err := e.open(setting{place: where, ttl: leaseTime, poll: 5 * time.Millisecond})
 	require.NoError(t, err)
 	t.Cleanup(l.close)
 	return l

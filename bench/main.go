@@ -1,7 +1,7 @@
 // Command bench measures this library and others beside each other, and writes what it found as tables and charts.
 //
-// Everything runs on this machine: for each figure a redis-server of its own, and worker processes that use one library. The
-// repetitions of all libraries take turns, so that what disturbs the machine for a while disturbs all.
+// Everything runs on this machine: for each figure a redis-server of its own, or a cluster that was emptied, and worker processes that
+// use one library. The repetitions of all libraries take turns, so that what disturbs the machine for a while disturbs all.
 package main
 
 import (
@@ -33,7 +33,7 @@ func run(ctx context.Context) error {
 	var o options
 	flag.BoolVar(&o.quick, "quick", false, "take less than 3 minutes: fewer cells and repetitions, and shorter ones")
 	flag.IntVar(&o.reps, "reps", 3, "repetitions of each cell; three times as many for one goroutine alone")
-	only := flag.String("only", "", "only the workloads whose `name` matches: cycles, handover, contend, idle, network cycles, …")
+	only := flag.String("only", "", "only the workloads whose `name` matches: cycles, handover, contend, idle, network cycles, cluster cycles, …")
 	flag.StringVar(&o.out, "out", "", "the `directory` for tables and charts (default results, or quick for less than a full run)")
 	render := flag.Bool("render", false, "measure nothing: make tables and charts from results.json again")
 	worker := flag.Bool("worker", false, "be a worker process, for a parent that says what to do")
@@ -91,6 +91,7 @@ func (o options) measure(ctx context.Context) error {
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // What is left behind is small.
 	r := &runner{clock: c, self: self, dir: dir}
+	defer r.close()
 
 	results := Results{Date: began.UTC().Truncate(time.Second), Command: o.command(), Quick: o.quick, Machine: machine(ctx)}
 	if results.NetworkMS, err = measureNetwork(ctx); err != nil {
@@ -152,7 +153,7 @@ func (o options) cells(ctx context.Context, r *runner, p part, libraries []entry
 	var cells []Cell
 	var turn []int // into libraries and cells
 	for _, e := range libraries {
-		if !e.waits && p.load.Workload != Cycles {
+		if !e.takesPart(p.load) {
 			continue
 		}
 		cell := Cell{Load: p.load, Library: e.Name}

@@ -52,16 +52,32 @@ func TestNode_everyWorkload(t *testing.T) {
 	})
 }
 
+func TestNode_inACluster(t *testing.T) {
+	eachInNode(t, func(t *testing.T, e entry) {
+		if !e.clusters {
+			t.Skip("it takes no part in a cluster")
+		}
+		r := newRunner(t)
+		for _, masters := range []int{1, 3} {
+			for _, l := range inCluster(masters, cycles(0, 16)[0], handover(0, 2)) {
+				run := r.run(t.Context(), l, e, 300*time.Millisecond)
+				require.Empty(t, run.Failed, l)
+				require.Positive(t, run.Sections, l)
+			}
+		}
+	})
+}
+
 // startInNode starts one worker on a server where id is held, and leaves it to the test.
 func startInNode(t *testing.T, e entry, load Load, id string) (*process, error) {
 	t.Helper()
 	addr := redistest.Start(t).Addr()
-	holder, err := openRedfour(setting{addr: addr, ttl: leaseTime})
+	holder, err := openRedfour(setting{place: place{Addr: addr}, ttl: leaseTime})
 	require.NoError(t, err)
 	t.Cleanup(holder.close)
 	_, err = holder.acquire(t.Context(), id)
 	require.NoError(t, err)
-	workers, err := newRunner(t).start(t.Context(), load, e, addr, time.Second)
+	workers, err := newRunner(t).start(t.Context(), load, e, place{Addr: addr}, time.Second)
 	for _, w := range workers {
 		t.Cleanup(w.kill)
 	}

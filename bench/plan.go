@@ -17,8 +17,11 @@ type part struct {
 
 // name is what -only matches.
 func (l Load) name() string {
-	if l.NetworkMS > 0 {
+	switch {
+	case l.NetworkMS > 0:
 		return "network " + string(l.Workload)
+	case l.Masters > 0:
+		return "cluster " + string(l.Workload)
 	}
 	return string(l.Workload)
 }
@@ -33,6 +36,9 @@ func (l Load) String() string {
 		text += fmt.Sprintf(", on %d ids", l.IDs)
 	case l.SectionUS > 0:
 		text += fmt.Sprintf(", sections of %v", time.Duration(l.SectionUS)*time.Microsecond)
+	}
+	if l.Masters > 0 {
+		text += ", " + plural(l.Masters, "master")
 	}
 	return text
 }
@@ -55,6 +61,8 @@ func (o options) plan() []part {
 		add(1, time.Second, handover(0, 2), handover(0, 1), handover(networkMS, 2))
 		add(1, time.Second, contend(0, 2, 2, 0), contend(0, 128, 4, 0), contend(0, 16, 4, 1000), contend(networkMS, 16, 4, 0))
 		add(1, 750*time.Millisecond, idle(10_000, 1), idle(10_000, 10_000))
+		add(1, 500*time.Millisecond, append(inCluster(1, cycles(0, 1024)...), inCluster(3, cycles(0, 1024)...)...)...)
+		add(1, time.Second, inCluster(3, handover(0, 2))...)
 		return parts
 	}
 	const length = time.Second
@@ -73,6 +81,10 @@ func (o options) plan() []part {
 	add(o.reps, length, cycles(networkMS, 1, 16, 256, 1024)...)
 	add(o.reps, 2*length, handover(networkMS, 2))
 	add(o.reps, length, contend(networkMS, 16, 4, 0))
+	// Those of one cluster follow each other, so that it has to form only once.
+	add(o.reps, length, inCluster(1, cycles(0, 16, 1024)...)...)
+	add(o.reps, length, inCluster(3, cycles(0, 16, 1024)...)...)
+	add(o.reps, 2*length, inCluster(3, handover(0, 2))...)
 	return parts
 }
 
@@ -96,4 +108,12 @@ func contend(network, waiters, processes, sectionUS int) Load {
 
 func idle(waiters, ids int) Load {
 	return Load{Workload: Idle, Processes: 1, Waiters: waiters, IDs: ids}
+}
+
+// inCluster returns the same loads in a cluster.
+func inCluster(masters int, loads ...Load) []Load {
+	for i := range loads {
+		loads[i].Masters = masters
+	}
+	return loads
 }

@@ -9,7 +9,7 @@ import (
 
 // printCells prints what all libraries did under one load, as soon as it is known.
 func printCells(out io.Writer, load Load, cells []Cell) error {
-	metrics := metricsOf(load.Workload)
+	metrics := load.metrics()
 	var text strings.Builder
 	fmt.Fprintf(&text, "\n%v\n", load)
 	for _, m := range metrics {

@@ -7,8 +7,9 @@ package main
 // begins when a line "go" comes; and ends when a line "stop" comes, or its input ends: then sections that have
 // begun are finished, the sections file is written, and a report is printed.
 type task struct {
+	place
+
 	Library   string   `json:"library"` // a name of libraries, or for Node.js a package
-	Addr      string   `json:"addr"`    // of the server, or of the emulated network before it
 	Workload  Workload `json:"workload"`
 	Process   int      `json:"process"` // number of the worker, from 0
 	Waiters   int      `json:"waiters"` // of this process
@@ -25,6 +26,12 @@ type task struct {
 	SettleMS float64 `json:"settle_ms"` // for which idle waiters have time to come to rest
 
 	SectionsFile string `json:"sections_file"` // written for contend and handover
+}
+
+// A place is where Redis is.
+type place struct {
+	Addr    string   `json:"addr"`    // of the server, or of the emulated network before it; empty in a cluster
+	Cluster []string `json:"cluster"` // addresses of all masters; null: there is no cluster
 }
 
 // ready is the first line that a worker prints.

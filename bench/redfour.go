@@ -10,7 +10,7 @@ import (
 )
 
 type redfourLocker struct {
-	client *redis.Client
+	client redis.UniversalClient
 	lock   *redfour.Lock
 	ttl    time.Duration
 }

@@ -9,7 +9,7 @@ import (
 )
 
 type redislockLocker struct {
-	client *redis.Client
+	client redis.UniversalClient
 	locks  *redislock.Client
 	ttl    time.Duration
 	waits  redislock.Options // for those who wait

@@ -11,7 +11,7 @@ import (
 )
 
 type redsyncLocker struct {
-	client *redis.Client
+	client redis.UniversalClient
 	mutex  func(id string) *redsync.Mutex
 }
 

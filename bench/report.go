@@ -93,39 +93,60 @@ func metricsOf(w Workload) []metric {
 	return append(metrics, cores...)
 }
 
-// A chapter of the report shows the loads of one workload.
+// metrics returns those of the workload, and in a cluster how its masters share the work.
+func (l Load) metrics() []metric {
+	metrics := metricsOf(l.Workload)
+	if l.Masters > 0 && l.Workload == Cycles {
+		metrics = append(metrics,
+			metric{"commands of the busiest master, %", Run.BusiestMaster, neither},
+			metric{"of the idlest, %", Run.IdlestMaster, neither},
+		)
+	}
+	return metrics
+}
+
+// A chapter of the report shows the loads of one name.
 type chapter struct {
-	workload  Workload
-	networkMS int
-	title     string
-	text      string
-	charts    []string
+	name   string
+	title  string
+	text   string
+	charts []string
 }
 
 var chapters = []chapter{
 	{
-		Cycles, 0, "Uncontended",
+		"cycles", "Uncontended",
 		"Goroutines in one process acquire and release, as fast as they can, each on an id of its own. A section is one such cycle.",
 		[]string{"cycles.svg"},
 	},
 	{
-		Handover, 0, "From the release to the next holder",
+		"handover", "From the release to the next holder",
 		"Two take turns. Each holds the lock for so long that the other is certainly waiting. The time is from just before the release to the\nreturn of the other's acquire.",
 		[]string{"handover.svg"},
 	},
 	{
-		Contend, 0, "Contended",
+		"contend", "Contended",
 		"All waiters are on one id: they wait, hold the lock for a section, release it, and wait again. A wait that the end of the run cut short\ncounts with its length until then. Starved is who never held the lock.",
 		[]string{"contended.svg", "commands.svg"},
 	},
 	{
-		Idle, 0, "Idle",
+		"idle", "Idle",
 		"The waiters get nothing, because somebody else holds the locks. Heap and stack are what a collection leaves, less what it left\nbefore the waiters came; in Node.js there is a heap only. Resident is the whole process.",
 		nil,
 	},
-	{Cycles, networkMS, "Uncontended, over a network", "The same over an emulated network with a round trip of 1 ms.", []string{"network.svg"}},
-	{Handover, networkMS, "From the release to the next holder, over a network", "", nil},
-	{Contend, networkMS, "Contended, over a network", "", nil},
+	{"network cycles", "Uncontended, over a network", "The same over an emulated network with a round trip of 1 ms.", []string{"network.svg"}},
+	{"network handover", "From the release to the next holder, over a network", "", nil},
+	{"network contend", "Contended, over a network", "", nil},
+	{
+		"cluster cycles", "Uncontended, in a cluster",
+		"The masters share the cores of this machine with each other and with the clients, so on two cores three masters cannot be faster than\none. What this shows is what the way through a cluster costs, and that all masters carry load. Redis is all of them together. npm redfour\nknows no clusters.",
+		nil,
+	},
+	{
+		"cluster handover", "From the release to the next holder, in a cluster",
+		"The lock of the two is on one of the masters.",
+		nil,
+	},
 }
 
 // markdown returns the report. It shows those charts that there are.
@@ -194,8 +215,8 @@ func (r Results) glance() string {
 	header = append(header, "redfour ÷ best peer")
 	var rows [][]string
 	for _, c := range chapters {
-		for _, load := range r.Loads(c.workload, c.networkMS) {
-			m := metricsOf(c.workload)[0]
+		for _, load := range r.Loads(c.name) {
+			m := load.metrics()[0]
 			row := []string{fmt.Sprintf("%s, %s: %s", strings.ToLower(c.title[:1])+c.title[1:], load.title(), m.name)}
 			for _, l := range r.Libraries {
 				cell, _ := r.Cell(load, l.Name)
@@ -209,7 +230,7 @@ func (r Results) glance() string {
 
 // chapter returns charts and a table for each kind of section, or nothing if nothing was measured.
 func (r Results) chapter(c chapter, charts map[string]bool) string {
-	loads := r.Loads(c.workload, c.networkMS)
+	loads := r.Loads(c.name)
 	if len(loads) == 0 {
 		return ""
 	}
@@ -223,7 +244,7 @@ func (r Results) chapter(c chapter, charts map[string]bool) string {
 			fmt.Fprintf(&b, "\n![%s](%s)\n", strings.TrimSuffix(file, ".svg"), file)
 		}
 	}
-	metrics := metricsOf(c.workload)
+	metrics := loads[0].metrics()
 	header := []string{""}
 	for _, m := range metrics {
 		header = append(header, m.name)
@@ -292,6 +313,12 @@ func (r Results) group(load Load, metrics []metric) [][]string {
 
 // title says what is special about a load among those of its workload.
 func (l Load) title() string {
+	switch {
+	case l.Masters == 1:
+		return l.outsideCluster().title() + ", one master"
+	case l.Masters > 1:
+		return l.outsideCluster().title() + ", " + plural(l.Masters, "master")
+	}
 	switch l.Workload {
 	case Cycles:
 		return plural(l.Waiters, "goroutine")
@@ -308,6 +335,11 @@ func (l Load) title() string {
 		return text + ", empty sections"
 	}
 	return text + fmt.Sprintf(", sections of %s ms", short(float64(l.SectionUS)/1e3))
+}
+
+func (l Load) outsideCluster() Load {
+	l.Masters = 0
+	return l
 }
 
 func processes(n int) string {

@@ -53,10 +53,11 @@ const (
 type Load struct {
 	Workload  Workload `json:"workload"`
 	Processes int      `json:"processes"`
-	Waiters   int      `json:"waiters"`    // of all processes together: goroutines, or async functions in Node.js
-	IDs       int      `json:"ids"`        // on which they are, for idle
-	SectionUS int      `json:"section_us"` // how long a section sleeps, for contend; 0: it is empty
-	NetworkMS int      `json:"network_ms"` // round trip that is added; 0: loopback as it is
+	Waiters   int      `json:"waiters"`           // of all processes together: goroutines, or async functions in Node.js
+	IDs       int      `json:"ids"`               // on which they are, for idle
+	SectionUS int      `json:"section_us"`        // how long a section sleeps, for contend; 0: it is empty
+	NetworkMS int      `json:"network_ms"`        // round trip that is added; 0: loopback as it is
+	Masters   int      `json:"masters,omitempty"` // of a cluster; 0: there is one server, and no cluster
 }
 
 // A Cell is one library under one load.
@@ -76,9 +77,12 @@ type Run struct {
 	// Of cycles, handover and contend.
 	Sections int64 `json:"sections"`
 
-	// What the server counted between go and stop.
+	// What the server counted between go and stop, or all masters of a cluster together.
 	Commands float64 `json:"commands"`    // that clients sent; a script is one
 	RedisCPU float64 `json:"redis_cpu_s"` // user and system
+	// The commands of each master of a cluster, in the order of their slots.
+	MasterCommands []float64 `json:"master_commands,omitempty"`
+
 	// What all workers used together between go and stop.
 	ClientCPU float64 `json:"client_cpu_s"`
 	// What the machine was busy with besides, between go and stop: other programs, and other virtual machines on its
@@ -112,8 +116,21 @@ func (r Run) CommandsPerSection() float64 { return ratio(r.Commands, float64(r.S
 // CommandsPerSecond is how many commands there were in a second, which is what an idle waiter costs.
 func (r Run) CommandsPerSecond() float64 { return ratio(r.Commands, r.Seconds) }
 
-// RedisShare is how much of one core the server used.
+// RedisShare is how many cores Redis used. A server uses hardly more than one.
 func (r Run) RedisShare() float64 { return ratio(r.RedisCPU, r.Seconds) }
+
+// BusiestMaster is how many percent of the commands the master of a cluster had that had most.
+func (r Run) BusiestMaster() float64 {
+	return 100 * ratio(slices.Max(append(r.MasterCommands, 0)), r.Commands)
+}
+
+// IdlestMaster is the same of the one that had fewest.
+func (r Run) IdlestMaster() float64 {
+	if len(r.MasterCommands) == 0 {
+		return 0
+	}
+	return 100 * ratio(slices.Min(r.MasterCommands), r.Commands)
+}
 
 // ClientShare is how many cores the workers used.
 func (r Run) ClientShare() float64 { return ratio(r.ClientCPU, r.Seconds) }
@@ -180,11 +197,11 @@ func (r Results) Cell(load Load, library string) (Cell, bool) {
 	return Cell{}, false
 }
 
-// Loads returns the loads of a workload over a network, in the order in which they ran.
-func (r Results) Loads(w Workload, networkMS int) []Load {
+// Loads returns the loads of a name, such as "network cycles", in the order in which they ran.
+func (r Results) Loads(name string) []Load {
 	var loads []Load
 	for _, c := range r.Cells {
-		if c.Workload == w && c.NetworkMS == networkMS && !slices.Contains(loads, c.Load) {
+		if c.name() == name && !slices.Contains(loads, c.Load) {
 			loads = append(loads, c.Load)
 		}
 	}

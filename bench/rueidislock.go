@@ -10,8 +10,12 @@ import (
 type rueidislockLocker struct{ locks rueidislock.Locker }
 
 func openRueidislock(s setting) (locker, error) {
+	addrs := s.Cluster
+	if len(addrs) == 0 {
+		addrs = []string{s.Addr}
+	}
 	locks, err := rueidislock.NewLocker(rueidislock.LockerOption{
-		ClientOption:   rueidis.ClientOption{InitAddress: []string{s.addr}},
+		ClientOption:   rueidis.ClientOption{InitAddress: addrs},
 		KeyMajority:    1,
 		KeyValidity:    s.ttl,
 		NoLoopTracking: true,

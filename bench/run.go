@@ -27,44 +27,73 @@ const (
 type runner struct {
 	clock clock
 	self  string // the binary, which is also the worker
-	dir   string // for sections
+	dir   string // for sections, and what clusters write
+
+	cluster cluster // that the last run was in, for the next
 }
+
+// close ends what outlives a run.
+func (r *runner) close() { r.cluster.stop() }
 
 // run makes one repetition. Whatever goes wrong is in the Run.
 func (r *runner) run(ctx context.Context, load Load, e entry, d time.Duration) Run {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	run, err := r.measure(ctx, load, e, d)
+	servers, err := r.servers(ctx, load)
+	var run Run
+	if err == nil {
+		run, err = r.measure(ctx, servers, load, e, d)
+	}
+	if load.Masters == 0 {
+		for _, s := range servers {
+			s.stop()
+		}
+	}
 	if err != nil {
 		run.Failed = err.Error()
+		r.cluster.stop() // Nobody knows what is in it.
 	}
 	return run
 }
 
-func (r *runner) measure(ctx context.Context, load Load, e entry, d time.Duration) (Run, error) {
+// servers returns what a load is put on: a new server, or a cluster. That takes seconds to form, so it is the one of the run
+// before if that was as large.
+func (r *runner) servers(ctx context.Context, load Load) ([]*server, error) {
+	if len(r.cluster) == load.Masters && load.Masters > 0 {
+		return r.cluster, r.cluster.empty(ctx)
+	}
+	r.cluster.stop()
+	var err error
+	if load.Masters > 0 {
+		r.cluster, err = startCluster(ctx, r.dir, load.Masters)
+		return r.cluster, err
+	}
 	s, err := startServer(ctx)
 	if err != nil {
-		return Run{}, err
+		return nil, err
 	}
-	defer s.stop()
-	addr := s.addr
+	return []*server{s}, nil
+}
+
+func (r *runner) measure(ctx context.Context, servers []*server, load Load, e entry, d time.Duration) (Run, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	where := placeOf(load, servers)
 	if load.NetworkMS > 0 {
-		n, err := startNetwork(addr, load.NetworkMS)
+		n, err := startNetwork(where.Addr, load.NetworkMS)
 		if err != nil {
 			return Run{}, err
 		}
 		defer n.stop()
-		addr = n.addr()
+		where.Addr = n.addr()
 	}
 	if load.Workload == Idle {
-		holder, err := holdAll(ctx, e, s.addr, load.IDs)
+		holder, err := holdAll(ctx, e, servers[0].addr, load.IDs)
 		if err != nil {
 			return Run{}, fmt.Errorf("hold: %w", err)
 		}
 		defer holder.close()
 	}
 
-	workers, err := r.start(ctx, load, e, addr, d)
+	workers, err := r.start(ctx, load, e, where, d)
 	defer func() {
 		for _, w := range workers {
 			w.kill()
@@ -73,12 +102,23 @@ func (r *runner) measure(ctx context.Context, load Load, e entry, d time.Duratio
 	if err != nil {
 		return Run{}, err
 	}
-	return r.between(ctx, s, load, e, workers, d)
+	return r.between(ctx, servers, load, e, workers, d)
+}
+
+func placeOf(load Load, servers []*server) place {
+	if load.Masters == 0 {
+		return place{Addr: servers[0].addr}
+	}
+	var p place
+	for _, s := range servers {
+		p.Cluster = append(p.Cluster, s.addr)
+	}
+	return p
 }
 
 // between measures what happens between go and stop.
-func (r *runner) between(ctx context.Context, s *server, load Load, e entry, workers []*process, d time.Duration) (Run, error) {
-	before, err := s.figures(ctx, r.clock)
+func (r *runner) between(ctx context.Context, servers []*server, load Load, e entry, workers []*process, d time.Duration) (Run, error) {
+	before, from, err := readAll(ctx, servers, r.clock)
 	if err != nil {
 		return Run{}, err
 	}
@@ -91,7 +131,7 @@ func (r *runner) between(ctx context.Context, s *server, load Load, e entry, wor
 	case <-ctx.Done():
 		return Run{}, ctx.Err()
 	}
-	after, err := s.figures(ctx, r.clock)
+	after, to, err := readAll(ctx, servers, r.clock)
 	if err != nil {
 		return Run{}, err
 	}
@@ -99,11 +139,7 @@ func (r *runner) between(ctx context.Context, s *server, load Load, e entry, wor
 	for _, w := range workers {
 		w.say("stop")
 	}
-	run := Run{
-		Seconds:  time.Duration(after.at - before.at).Seconds(),
-		Commands: float64(after.sent(before, e.direct)),
-		RedisCPU: after.cpu - before.cpu,
-	}
+	run := Run{Seconds: time.Duration(to - from).Seconds()}.withServers(load, e, before, after)
 	total, sections, err := gather(workers)
 	if err != nil {
 		return run, err
@@ -119,7 +155,7 @@ func (r *runner) between(ctx context.Context, s *server, load Load, e entry, wor
 		if err := checkAlone(sections); err != nil {
 			return run, err
 		}
-		run = run.withTurns(sections, load.Waiters, before.at, after.at)
+		run = run.withTurns(sections, load.Waiters, from, to)
 	case Idle:
 		return run, nil
 	}
@@ -127,13 +163,26 @@ func (r *runner) between(ctx context.Context, s *server, load Load, e entry, wor
 		return run, errors.New("no section")
 	}
 	if load.Workload == Handover {
-		took := handovers(sections, after.at)
+		took := handovers(sections, to)
 		if len(took) == 0 {
 			return run, errors.New("no waiter was handed the lock")
 		}
 		run.Handovers, run.P50, run.P99 = len(took), percentile(took, 0.5), percentile(took, 0.99)
 	}
 	return run, nil
+}
+
+// withServers adds what the servers counted between two readings.
+func (r Run) withServers(load Load, e entry, before, after []figures) Run {
+	for i := range after {
+		sent := float64(after[i].sent(before[i], e.direct))
+		r.Commands += sent
+		r.RedisCPU += after[i].cpu - before[i].cpu
+		if load.Masters > 0 {
+			r.MasterCommands = append(r.MasterCommands, sent)
+		}
+	}
+	return r
 }
 
 // gather adds up what all workers say at their end.
@@ -171,7 +220,7 @@ func holdAll(ctx context.Context, e entry, addr string, ids int) (locker, error)
 	if e.open == nil {
 		e.open = openRedfour // which shares its locks with the npm packages
 	}
-	l, err := e.open(setting{addr: addr, ttl: idleLeaseTime})
+	l, err := e.open(setting{place: place{Addr: addr}, ttl: idleLeaseTime})
 	if err != nil {
 		return nil, err
 	}
@@ -204,11 +253,11 @@ type process struct {
 }
 
 // start starts the workers for a load, and returns when all are ready.
-func (r *runner) start(ctx context.Context, load Load, e entry, addr string, d time.Duration) ([]*process, error) {
+func (r *runner) start(ctx context.Context, load Load, e entry, where place, d time.Duration) ([]*process, error) {
 	var workers []*process
 	for n := range load.Processes {
 		t := task{
-			Library: e.Name, Addr: addr, Workload: load.Workload, Process: n,
+			place: where, Library: e.Name, Workload: load.Workload, Process: n,
 			Waiters: load.Waiters / load.Processes, IDs: load.IDs, SectionUS: load.SectionUS,
 			TTLMS:  int(leaseTime.Milliseconds()),
 			HoldMS: [2]float64{14, 24}, PauseMS: 12,

@@ -81,7 +81,9 @@ func newRunner(t *testing.T) *runner {
 	require.NoError(t, err)
 	self, err := os.Executable()
 	require.NoError(t, err)
-	return &runner{clock: c, self: self, dir: t.TempDir()}
+	r := &runner{clock: c, self: self, dir: t.TempDir()}
+	t.Cleanup(r.close)
+	return r
 }
 
 func TestRun_everyWorkload(t *testing.T) {
@@ -91,7 +93,9 @@ func TestRun_everyWorkload(t *testing.T) {
 		run := r.run(t.Context(), cycles(0, 16)[0], e, length)
 		require.Empty(t, run.Failed)
 		require.Positive(t, run.Sections)
-		require.InDelta(t, 2, run.CommandsPerSection(), 0.2)
+		// On a busy machine sections may end between the last reading of the server and the stop.
+		require.Less(t, run.CommandsPerSection(), 2.2)
+		require.Positive(t, run.Commands)
 		require.Positive(t, run.ClientCPU)
 		if !e.waits {
 			return
@@ -154,7 +158,7 @@ func TestPlan_quickHasEveryKindOfWorkload(t *testing.T) {
 		}
 		return names
 	}
-	require.Len(t, kinds(false), 7)
+	require.Len(t, kinds(false), 9)
 	require.Equal(t, kinds(false), kinds(true))
 }
 

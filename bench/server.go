@@ -26,12 +26,17 @@ type server struct {
 
 // startServer runs redis-server on a free port of 127.0.0.1, and returns when it answers.
 func startServer(ctx context.Context) (*server, error) {
+	return start(ctx, func() []string { return nil })
+}
+
+// start does that with more arguments, which are asked for again with each port that is tried.
+func start(ctx context.Context, more func() []string) (*server, error) {
 	const tries = 5
 	var errs error
 	for range tries {
-		// Below the ports that the kernel gives to outgoing connections. Redis itself finds out whether it is free.
-		port := strconv.Itoa(16384 + rand.N(16384))
-		cmd := exec.CommandContext(ctx, "redis-server", "--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no")
+		port := strconv.Itoa(randomPort())
+		args := append([]string{"--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no"}, more()...)
+		cmd := exec.CommandContext(ctx, "redis-server", args...)
 		dieWithParent(cmd)
 		s, err := launch(cmd, net.JoinHostPort("127.0.0.1", port))
 		if err == nil {
@@ -41,6 +46,9 @@ func startServer(ctx context.Context) (*server, error) {
 	}
 	return nil, errs
 }
+
+// randomPort is below the ports that the kernel gives to outgoing connections. Redis itself finds out whether it is free.
+func randomPort() int { return 16384 + rand.N(16384) }
 
 // launch returns when the server has said that it is ready.
 func launch(cmd *exec.Cmd, addr string) (*server, error) {
@@ -61,6 +69,11 @@ func launch(cmd *exec.Cmd, addr string) (*server, error) {
 	}
 	_ = cmd.Wait() // What it printed says more.
 	return nil, fmt.Errorf("redis-server: %s", last)
+}
+
+func (s *server) port() string {
+	_, port, _ := net.SplitHostPort(s.addr)
+	return port
 }
 
 func (s *server) stop() {
@@ -103,10 +116,24 @@ func (s *server) figures(ctx context.Context, c clock) (figures, error) {
 	return f, nil
 }
 
-// bySession are the commands that clients send, and scripts do not.
+// readAll returns what each server has counted, and when the last had answered.
+func readAll(ctx context.Context, servers []*server, c clock) (read []figures, at int64, err error) {
+	for _, s := range servers {
+		f, err := s.figures(ctx, c)
+		if err != nil {
+			return nil, 0, err
+		}
+		read, at = append(read, f), f.at
+	}
+	return read, at, nil
+}
+
+// bySession are the commands that clients send, and scripts do not. PUBSUB is not among them: this library sends it once a second for
+// a subscription in a cluster, but its scripts call it more often.
 var bySession = []string{
 	"eval", "evalsha", "eval_ro", "evalsha_ro", "fcall", "script", "hello", "auth", "select", "client", "ping",
-	"subscribe", "psubscribe", "unsubscribe", "punsubscribe", "multi", "exec", "watch", "reset", "quit", "command",
+	"subscribe", "psubscribe", "unsubscribe", "punsubscribe", "ssubscribe", "sunsubscribe", "multi", "exec", "watch", "reset", "quit",
+	"command", "cluster", "asking", "readonly", "readwrite",
 }
 
 // sent returns how many commands clients sent between two readings. The server counts what scripts

@@ -76,7 +76,8 @@ func newWorker(t task, e entry) (*worker, error) {
 		return nil, err
 	}
 	w := &worker{task: t, clock: c}
-	if w.locker, err = e.open(setting{addr: t.Addr, ttl: time.Duration(t.TTLMS) * time.Millisecond, poll: ms(t.PollMS)}); err != nil {
+	s := setting{place: t.place, ttl: time.Duration(t.TTLMS) * time.Millisecond, poll: ms(t.PollMS)}
+	if w.locker, err = e.open(s); err != nil {
 		return nil, err
 	}
 	for n := range t.Waiters {
@@ -209,9 +210,10 @@ func (w *worker) warm(ctx context.Context) error {
 	var all sync.WaitGroup
 	for n := range goroutines {
 		all.Go(func() {
-			id := fmt.Sprintf("warm-%d-%d", w.task.Process, n)
 			for i := 0; errs[n] == nil && (i < 3 || time.Now().Before(until)); i++ {
 				var release release
+				// In a cluster such ids are on all masters, in all likelihood.
+				id := fmt.Sprintf("warm-%d-%d-%d", w.task.Process, n, i%16)
 				if release, errs[n] = w.locker.acquire(ctx, id); errs[n] == nil {
 					errs[n] = release(ctx)
 				}

@@ -7,7 +7,8 @@
 //   <- stop, or the end of the input
 //   -> {"sections": 4711, "per_waiter": [295, …], "errors": 0, "error": "", "cpu_s": 1.9, "rss": 73400320}
 //
-// The library is named as its package is, and the waiters are those of this process. "idle" adds "heap_stack", in bytes of all waiters together.
+// The library is named as its package is, and the waiters are those of this process. In a cluster, "cluster" has the addresses of all masters.
+// "idle" adds "heap_stack", in bytes of all waiters together.
 // Both libraries work in their default namespace, "lock", so that a Lock of this repository can hold what the waiters of "idle" wait for.
 
 import { writeFileSync } from 'node:fs';
@@ -30,7 +31,8 @@ function fail(err) {
 
 const task = JSON.parse(await nextLine());
 const { default: Lock } = await import(task.library);
-const lock = new Lock({ redis: `redis://${task.addr}` });
+const cluster = task.cluster?.map(addr => ({ host: addr.split(':')[0], port: Number(addr.split(':')[1]) }));
+const lock = new Lock(cluster ? { cluster } : { redis: `redis://${task.addr}` });
 
 // A broken connection would be made again, and that be measured.
 lock._redisConnection.on('error', fail);
@@ -134,7 +136,8 @@ const start = () => Promise.all(waiters.map(waiter => workloads[task.workload](w
 // warmUp returns when the subscription stands, the server has the scripts, and V8 has seen the code.
 async function warmUp() {
   // The libraries do not say when they are subscribed. Subscribing again is confirmed after the first time.
-  await call(lock._redisSubscriber, 'subscribe')('lock-release');
+  const [subscribe, channel] = cluster ? ['ssubscribe', lock._releaseChannel] : ['subscribe', 'lock-release'];
+  await call(lock._redisSubscriber, subscribe)(channel);
   for (const end = now() + 300_000_000n; now() < end;) {
     const lease = await waitAcquire(`warm-${task.process}`, task.ttl_ms, 0);
     await release(lease);
