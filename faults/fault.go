@@ -1,6 +1,6 @@
 // Package faults attacks the library with real faults, and judges every history.
 //
-// A run starts a redis-server, or a master with replicas and sentinels, and several
+// A run starts a redis-server, a master with replicas and sentinels, or a cluster, and several
 // processes of this test binary which use the library (worker.go), beside one that uses
 // npm redfour (npm.js). A fault befalls them: on the network (proxy.go), in the server, in a
 // process, or several at once (fault.go, run.go). What the processes report becomes a history
@@ -35,14 +35,17 @@ type fault struct {
 	steady   bool // nothing keeps anybody from renewing a lease
 	proxied  bool // there are proxies between the processes and the server
 	sentinel bool // there are a master, replicas and sentinels
+	cluster  bool // there are three masters, and a replica of each
 
 	// What the judge has to know of it.
-	outage bool // there are no grants meanwhile
-	loses  bool // leases, and perhaps the counter
-	delays bool // requests, which then take effect when their callers have given up
-	resets bool // connections
-	slows  bool // replies
-	cuts   bool // connections, before a slow reply can arrive
+	outage bool          // there are no grants meanwhile
+	lag    time.Duration // for which that goes on
+	loses  bool          // leases, and perhaps the counter
+	revive bool          // and releases
+	delays bool          // requests, which then take effect when their callers have given up
+	resets bool          // connections
+	slows  bool          // replies
+	cuts   bool          // connections, before a slow reply can arrive
 
 	// ttl of the leases on quick ids. Only one that is much longer than patience shows that a
 	// wake-up was lost; where somebody dies with such a lease it has to be short.
@@ -52,6 +55,7 @@ type fault struct {
 	begin  func(r *run) (end func())
 	parts  [][2]fault   // instead of begin: pairs that happen at the same time
 	settle func(r *run) // returns when no more leases can be lost; nil: at the end at once
+	then   func(r *run) // what else happens when that is over; nil: nothing
 }
 
 const (
@@ -140,12 +144,20 @@ func faults() []fault {
 		{name: "holder stopped", ttl: shortTTL, lasts: 3 * second, begin: stoppedHolder},
 		{name: "all cores busy", alone: true, steady: true, ttl: longTTL, lasts: 4 * second, begin: busyCores},
 
-		{name: "SENTINEL FAILOVER", sentinel: true, outage: true, loses: true, ttl: middleTTL, begin: func(r *run) func() {
+		{name: "SENTINEL FAILOVER", sentinel: true, outage: true, loses: true, revive: true, ttl: middleTTL, begin: func(r *run) func() {
 			return r.master.Failover
 		}, settle: demoted},
-		{name: "master killed", sentinel: true, outage: true, loses: true, ttl: middleTTL, begin: func(r *run) func() {
+		{name: "master killed", sentinel: true, outage: true, loses: true, revive: true, ttl: middleTTL, begin: func(r *run) func() {
 			return r.master.Crash
 		}},
+
+		{name: "cluster: none", cluster: true, steady: true, ttl: longTTL, lasts: second, begin: func(*run) func() { return func() {} }},
+		{name: "cluster: subscribers are killed", cluster: true, ttl: longTTL, lasts: 2 * second, begin: often(200*time.Millisecond, "client", "kill", "type", "pubsub")},
+		{name: "cluster: slots migrate", cluster: true, ttl: longTTL, begin: migratedSlots},
+		{name: "cluster: a replica is promoted", cluster: true, outage: true, ttl: longTTL, begin: promotedReplica},
+		{name: "cluster: a master hangs briefly", cluster: true, outage: true, delays: true, ttl: shortTTL, lasts: second, begin: pausedMaster},
+		{name: "cluster: a master hangs", cluster: true, outage: true, lag: readTimeout, loses: true, revive: true, ttl: middleTTL, begin: hungMaster, then: rejoined},
+		{name: "cluster: a master is killed", cluster: true, outage: true, loses: true, revive: true, ttl: middleTTL, begin: killedMaster},
 	}
 }
 
@@ -157,7 +169,7 @@ func mixed(seed uint64) fault {
 		switch {
 		case f.proxied && !f.outage:
 			network = append(network, f)
-		case !f.proxied && !f.sentinel && !f.alone && !f.steady:
+		case !f.proxied && !f.sentinel && !f.cluster && !f.alone && !f.steady:
 			others = append(others, f)
 		}
 	}
@@ -236,7 +248,7 @@ func (r *run) witness(otherwise string, happened bool) {
 
 // mustFail sends a command that the fault makes fail with an error.
 func (r *run) mustFail(with string, args ...any) {
-	err := r.admin.Do(r.t.Context(), args...).Err()
+	err := r.admins[0].Do(r.t.Context(), args...).Err()
 	r.witness(fmt.Sprintf("%v: %v", args, err), err != nil && strings.HasPrefix(err.Error(), with))
 }
 
@@ -315,14 +327,16 @@ func killServerAndData(r *run) func() {
 	}
 }
 
-// often repeats a command until the end. Its reply is "OK", or how often it did something.
+// often repeats a command until the end, on every server. Its reply is "OK", or how often it did something.
 func often(pause time.Duration, args ...any) func(*run) func() {
 	return func(r *run) func() {
 		var hits atomic.Int64
 		stop := r.meanwhile(func(ctx context.Context) {
-			reply, err := r.admin.Do(ctx, args...).Result()
-			if n, isNumber := reply.(int64); err == nil && (!isNumber || n > 0) {
-				hits.Add(1)
+			for _, admin := range r.admins {
+				reply, err := admin.Do(ctx, args...).Result()
+				if n, isNumber := reply.(int64); err == nil && (!isNumber || n > 0) {
+					hits.Add(1)
+				}
 			}
 			pass(ctx, pause)
 		})

@@ -264,7 +264,7 @@ func (f *fleet) signal(c *child, s syscall.Signal) {
 	away := f.recorder.away[c.name]
 	switch s {
 	case syscall.SIGSTOP:
-		away = append(away, outage{now(), never})
+		away = append(away, span{now(), never})
 	case syscall.SIGCONT:
 		away[len(away)-1].to = now()
 	}
@@ -276,7 +276,7 @@ func (f *fleet) signal(c *child, s syscall.Signal) {
 	if c.killed {
 		<-c.over
 		f.mu.Lock()
-		f.recorder.away[c.name] = append(away, outage{now(), never})
+		f.recorder.away[c.name] = append(away, span{now(), never})
 		f.mu.Unlock()
 	}
 }

@@ -125,11 +125,15 @@ func (op *operation) String() string {
 // data, a failover.
 type loss struct {
 	from, to instant
-	revives  bool // it may have lost releases as well
+	revives  bool     // it may have lost releases as well
+	ids      []string // of the locks that it befell; nil: all
 }
 
 // An outage is a time in which no grant can be expected.
-type outage struct{ from, to instant }
+type outage struct {
+	from, to instant
+	ids      []string // of the locks that it befell; nil: all
+}
 
 // A history is all that happened in one run.
 type history struct {
@@ -137,11 +141,21 @@ type history struct {
 	holds      []heard
 	losses     []loss
 	outages    []outage
-	away       map[string][]outage // when each process did not run: it was stopped, or killed
-	freezes    []outage            // in which requests may have been delayed rather than lost
-	steady     bool                // nothing keeps anybody from renewing a lease
-	mixed      bool                // there were several faults, so that an operation may have met more than one
+	away       map[string][]span // when each process did not run: it was stopped, or killed
+	freezes    []outage          // in which requests may have been delayed rather than lost
+	steady     bool              // nothing keeps anybody from renewing a lease
+	mixed      bool              // there were several faults, so that an operation may have met more than one
 	end        instant
+}
+
+// of returns the history with those troubles alone that befell id.
+func (h *history) of(id string) *history {
+	mine := *h
+	spared := func(ids []string) bool { return ids != nil && !slices.Contains(ids, id) }
+	mine.losses = slices.DeleteFunc(slices.Clone(h.losses), func(l loss) bool { return spared(l.ids) })
+	mine.outages = slices.DeleteFunc(slices.Clone(h.outages), func(o outage) bool { return spared(o.ids) })
+	mine.freezes = slices.DeleteFunc(slices.Clone(h.freezes), func(o outage) bool { return spared(o.ids) })
+	return &mine
 }
 
 // A heard is what the holder of a lease knew of it at some time.
@@ -165,7 +179,7 @@ type workerKey struct {
 
 func newRecorder() *recorder {
 	return &recorder{
-		history: history{away: make(map[string][]outage)},
+		history: history{away: make(map[string][]span)},
 		pending: make(map[workerKey]*operation),
 	}
 }
@@ -326,7 +340,7 @@ func (h *history) diedAt(process string) instant {
 
 // stood tells whether a process did not run at some time between two moments.
 func (h *history) stood(process string, a, b instant) bool {
-	return slices.ContainsFunc(h.away[process], func(o outage) bool { return o.from <= b && o.to >= a })
+	return slices.ContainsFunc(h.away[process], func(o span) bool { return o.from <= b && o.to >= a })
 }
 
 // settle concludes from all that was told.

@@ -43,7 +43,7 @@ func judge(h *history) *verdict {
 	}
 	inOrder := byGrant(leases)
 	for _, id := range h.ids() {
-		ls := inOrder[id]
+		h, ls := h.of(id), inOrder[id]
 		v.checkIndexes(h, ls)
 		v.checkOverlaps(h, ls)
 		v.checkOrder(h, id, leases)
@@ -493,7 +493,7 @@ const replicationLag = time.Second
 func (h *history) busy(id string, ls []*lease) []span {
 	var spans []span
 	for _, o := range h.outages {
-		spans = append(spans, span(o))
+		spans = append(spans, span{o.from, o.to})
 	}
 	for _, l := range ls {
 		spans = append(spans, span{l.grant.returns, l.gone})

@@ -10,7 +10,7 @@ import (
 )
 
 func tell(ops ...*operation) *history {
-	return &history{operations: ops, away: make(map[string][]outage), end: ms(100_000)}
+	return &history{operations: ops, away: make(map[string][]span), end: ms(100_000)}
 }
 
 func ms(n int) instant { return instant(time.Hour) + instant(n)*instant(time.Millisecond) }
@@ -122,18 +122,18 @@ func TestJudge(t *testing.T) {
 			func() *history {
 				h := tell(op("a", try, 0, 1, granted, 1), op("b", wait, 5, 2003, granted, 2), op("b", release, 2004, 2005, done, 2))
 				h.holds = []heard{{event{At: ms(2), ID: "42", Index: 1, Until: ms(1000), Kept: true}, "a"}}
-				h.away["a"] = []outage{{ms(1000), never}}
+				h.away["a"] = []span{{ms(1000), never}}
 				return h
 			}(), nil,
 		},
 		"a waiter behind one that died when it was granted the lock": {with(tell(
 			op("a", try, 0, 1, granted, 1), lost(of(op("c", wait, 2, 0, unknown, 0), 6*time.Second)), op("a", release, 10, 11, done, 1),
 			op("b", wait, 2, 6020, granted, 3), op("b", release, 6300, 6301, done, 3),
-		), func(h *history) { h.away["c"] = []outage{{ms(20), never}} }), nil},
+		), func(h *history) { h.away["c"] = []span{{ms(20), never}} }), nil},
 		"a waiter behind one that was granted the lock after its death": {with(tell(
 			op("a", try, 0, 1, granted, 1), lost(of(op("c", wait, 2, 0, unknown, 0), 6*time.Second)), op("a", release, 500, 501, done, 1),
 			op("b", wait, 2, 6520, granted, 3), op("b", release, 6800, 6801, done, 3),
-		), func(h *history) { h.away["c"] = []outage{{ms(20), never}} }), []string{"waiter"}},
+		), func(h *history) { h.away["c"] = []span{{ms(20), never}} }), []string{"waiter"}},
 		"a waiter behind one that went on after it was stopped": {
 			func() *history {
 				h := tell(op("a", try, 5000, 5001, granted, 1), op("a", release, 12000, 12001, done, 1), op("b", wait, 5002, 12002, granted, 2))
@@ -141,14 +141,14 @@ func TestJudge(t *testing.T) {
 					{event{At: ms(5002), ID: "42", Index: 1, Until: ms(6000), Kept: true}, "a"},
 					{event{At: ms(12000), ID: "42", Index: 1, Until: ms(12500)}, "a"},
 				}
-				h.away["a"] = []outage{{ms(1000), ms(4000)}}
+				h.away["a"] = []span{{ms(1000), ms(4000)}}
 				return h
 			}(), nil,
 		},
 		"a waiter in a process that went on after it was stopped": {
 			func() *history {
 				h := tell(op("b", wait, 5000, 12002, granted, 1))
-				h.away["b"] = []outage{{ms(1000), ms(4000)}}
+				h.away["b"] = []span{{ms(1000), ms(4000)}}
 				return h
 			}(), []string{"waiter"},
 		},
@@ -228,18 +228,18 @@ func TestJudge(t *testing.T) {
 		), []string{"order", "overlap"}},
 		"a waiter behind one that died while it renewed": {with(tell(
 			op("a", wait, 0, 1, granted, 1), lost(op("c", renew, 10, 0, unknown, 1)), proved(op("b", wait, 6, 20000, granted, 2), 19999),
-		), func(h *history) { h.away["c"] = []outage{{ms(20), never}} }), []string{"waiter"}},
+		), func(h *history) { h.away["c"] = []span{{ms(20), never}} }), []string{"waiter"}},
 		"a holder who does not hear of its loss, before it is stopped": {with(tell(
 			op("a", try, 0, 1, granted, 1), op("a", release, 5001, 5002, expired, 1),
 		), func(h *history) {
 			h.holds = []heard{kept(2, 1000, 1, true, false), kept(5000, 1000, 1, false, false)}
-			h.away["a"] = []outage{{ms(20000), never}}
+			h.away["a"] = []span{{ms(20000), never}}
 		}), []string{"loss"}},
 		"a holder that does not hear of its loss while it is stopped": {with(tell(
 			op("a", try, 0, 1, granted, 1), op("a", release, 5001, 5002, expired, 1),
 		), func(h *history) {
 			h.holds = []heard{kept(2, 1000, 1, true, false), kept(5000, 1000, 1, false, false)}
-			h.away["a"] = []outage{{ms(10), ms(4999)}, {ms(20000), ms(25000)}}
+			h.away["a"] = []span{{ms(10), ms(4999)}, {ms(20000), ms(25000)}}
 		}), nil},
 		"a holder who does not hear of its loss": {
 			func() *history {

@@ -24,15 +24,17 @@ const (
 	namespace = "faults"
 )
 
-// A run is one server, one fleet, and the faults that befall them.
+// A run is one server or several, one fleet, and the faults that befall them.
 type run struct {
 	t       *testing.T
 	rand    *rand.Rand
 	fault   fault
-	server  *redistest.Server   // nil with Sentinel
+	server  *redistest.Server   // nil with Sentinel, and in a cluster
 	data    string              // its directory
 	master  *redistest.Failover // nil without Sentinel
-	admin   *redis.Client
+	cluster *redistest.Cluster  // nil without one
+	target  target              // there
+	admins  []*redis.Client     // of each server; with Sentinel of the master alone
 	proxies []*proxy
 	fleet   *fleet
 	expect  []expectation
@@ -52,16 +54,14 @@ func runFault(t *testing.T, f fault, seed uint64) *verdict {
 	for place := range processes {
 		r.startWorker(place)
 	}
-	if r.master == nil && haveNPM() {
+	if r.server != nil && haveNPM() {
 		r.startNPM()
 	}
 	r.awaitGrants()
 	pass(t.Context(), upTo(r.rand, 500*time.Millisecond))
 	r.strike(f)
 	for _, id := range r.awaitGrants() {
-		if !f.sentinel { // A lease may have come back there, and its ttl is long.
-			r.fleet.leak(id + " was granted to nobody afterwards")
-		}
+		r.fleet.leak(id + " was granted to nobody afterwards")
 	}
 
 	h := r.fleet.stop()
@@ -75,12 +75,16 @@ func (r *run) startServers() {
 	args := []string{"--appendonly", "yes", "--appendfsync", "always"}
 	if r.fault.sentinel {
 		r.master = redistest.StartSentinels(r.t, 2, 3, 3*time.Second, args...)
-		r.admin = r.master.Client(r.t)
+		r.admins = append(r.admins, r.master.Client(r.t))
+		return
+	}
+	if r.fault.cluster {
+		r.startCluster()
 		return
 	}
 	r.data = r.t.TempDir()
 	r.server = redistest.Start(r.t, append(args, "--dir", r.data)...)
-	r.admin = r.server.Client(r.t)
+	r.admins = append(r.admins, r.server.Client(r.t))
 	for n := 0; r.fault.proxied && n < processes; n++ {
 		r.proxies = append(r.proxies, newProxy(r.t, r.server.Addr(), r.fault.resets))
 	}
@@ -102,6 +106,9 @@ func (r *run) strike(f fault) {
 	end := r.begin(f)
 	pass(r.t.Context(), f.lasts/2+upTo(r.rand, f.lasts+1))
 	end()
+	if f.then != nil {
+		f.then(r)
+	}
 }
 
 // begin lets a fault begin. The function that it returns ends it, and tells the judge.
@@ -120,20 +127,26 @@ func (r *run) begin(f fault) (end func()) {
 		defer r.fleet.mu.Unlock()
 		h := &r.fleet.recorder.history
 		if f.outage {
-			h.outages = append(h.outages, outage{from, to})
+			h.outages = append(h.outages, outage{from, to.add(f.lag), r.target.silent})
 		}
 		if f.loses {
-			h.losses = append(h.losses, loss{from, settled, f.sentinel})
+			r.loseLocked(from, settled)
 		}
 		h.mixed = len(r.fault.parts) > 0
 		if f.delays {
-			h.freezes = append(h.freezes, outage{from, to})
+			h.freezes = append(h.freezes, outage{from, to, r.target.ids})
 		}
 	}
 }
 
+// loseLocked tells the judge that leases may have been lost.
+func (r *run) loseLocked(from, to instant) {
+	h := &r.fleet.recorder.history
+	h.losses = append(h.losses, loss{from, to, r.fault.revive, r.target.ids})
+}
+
 // awaitGrants waits until each id has been granted several times from now on, and for little longer than patience
-// if one is not. It returns the ids that were not granted at all, but for slow ones: all may be busy with another.
+// and the leases that nobody has if one is not. It returns the ids that were not granted at all, but for slow ones: all may be busy with another.
 func (r *run) awaitGrants() (never []string) {
 	r.fleet.mu.Lock()
 	before := maps.Clone(r.fleet.grants)
@@ -149,7 +162,11 @@ func (r *run) awaitGrants() (never []string) {
 	for n := range processes {
 		enough[calmID(n)] = many
 	}
-	r.fleet.awaitFor(patience+shortTTL+time.Second, func() bool {
+	lost := shortTTL
+	if r.fault.revive {
+		lost = r.fault.ttl
+	}
+	r.fleet.awaitFor(patience+lost+time.Second, func() bool {
 		never = nil
 		all := true
 		for id, n := range enough {
@@ -173,6 +190,9 @@ func (r *run) startWorker(place int) {
 	switch {
 	case r.master != nil:
 		j.Master, j.Sentinels = r.master.MasterName, r.master.SentinelAddrs()
+	case r.cluster != nil:
+		j.Cluster = r.cluster.Options().Addrs
+		j.Workers = workers / 2 // The machine has six servers to run beside them.
 	case len(r.proxies) > 0:
 		j.Addr = r.proxies[place].addr()
 	default:
@@ -208,7 +228,7 @@ func haveNPM() bool {
 
 func (r *run) command(args ...any) {
 	r.t.Helper()
-	require.NoError(r.t, r.admin.Do(r.t.Context(), args...).Err(), args)
+	require.NoError(r.t, r.admins[0].Do(r.t.Context(), args...).Err(), args)
 }
 
 // checkEnd demands that nothing is left when everybody has gone.
@@ -226,7 +246,7 @@ func (r *run) checkEnd(h *history, v *verdict) {
 	leases := byGrant(all)
 	for _, key := range r.keys() {
 		id, isLock := strings.CutPrefix(key, namespace+":")
-		if busy := h.busy(id, leases[id]); isLock && len(busy) > 0 {
+		if busy := h.of(id).busy(id, leases[id]); isLock && len(busy) > 0 {
 			pass(r.t.Context(), busy[len(busy)-1].to.sub(now())+100*time.Millisecond)
 		}
 	}
@@ -235,17 +255,45 @@ func (r *run) checkEnd(h *history, v *verdict) {
 			v.violate("end: key %s is left", key)
 		}
 	}
-	clients := r.admin.ClientList(r.t.Context()).Val()
-	if n := strings.Count(clients, "\n"); r.master == nil && n > 1 {
-		v.violate("end: %d connections are left:\n%s", n-1, clients)
+	for _, client := range r.connections() {
+		v.violate("end: a connection is left: %s", client)
 	}
 }
 
+// keys returns all keys, with their names as they are outside a cluster.
 func (r *run) keys() []string {
 	r.t.Helper()
-	keys, err := r.admin.Keys(r.t.Context(), "*").Result()
-	require.NoError(r.t, err)
-	return keys
+	admins := r.admins
+	if r.cluster != nil {
+		admins = nil
+		for _, master := range r.cluster.Masters() {
+			admins = append(admins, master.Client(r.t))
+		}
+	}
+	var all []string
+	for _, admin := range admins {
+		keys, err := admin.Keys(r.t.Context(), "*").Result()
+		require.NoError(r.t, err)
+		for _, key := range keys {
+			all = append(all, bucket.ReplaceAllLiteralString(key, namespace))
+		}
+	}
+	return all
+}
+
+// connections returns what the servers say of connections that have to be closed by now. With Sentinel, and in a cluster, some
+// are not from the processes; those that are have a name in a cluster.
+func (r *run) connections() []string {
+	var all []string
+	for _, admin := range r.admins {
+		for line := range strings.Lines(admin.ClientList(r.t.Context()).Val()) {
+			named, mine := strings.Contains(line, " name="+namespace+" "), strings.Contains(line, " cmd=client")
+			if named || r.server != nil && !mine {
+				all = append(all, line)
+			}
+		}
+	}
+	return all
 }
 
 // pass lets time go by.

@@ -29,6 +29,7 @@ type job struct {
 	Addr      string   `json:"addr"`                // of the server, or of a proxy before it
 	Sentinels []string `json:"sentinels,omitempty"` // instead
 	Master    string   `json:"master,omitempty"`    // its name there
+	Cluster   []string `json:"cluster,omitempty"`   // instead: the addresses of its servers
 	Namespace string   `json:"namespace"`
 	Seed      uint64   `json:"seed"`
 	Workers   int      `json:"workers"` // goroutines, besides those for one id each
@@ -68,6 +69,22 @@ func calmID(n int) string  { return fmt.Sprintf("calm-%d", n) }
 func briefID(n int) string { return fmt.Sprintf("brief-%d", n) }
 func crowdID(n int) string { return fmt.Sprintf("crowd-%d", n) }
 
+// allIDs returns all of them.
+func allIDs() []string {
+	ids := []string{lineID, fickleID}
+	add := func(count int, id func(int) string) {
+		for n := range count {
+			ids = append(ids, id(n))
+		}
+	}
+	add(quickIDs, quickID)
+	add(slowIDs, slowID)
+	add(processes, calmID)
+	add(processes, briefID)
+	add(crowdIDs, crowdID)
+	return ids
+}
+
 // RunWorker makes a test binary the worker process that its environment asks for. It
 // returns false if it asks for none.
 func RunWorker() bool {
@@ -92,7 +109,7 @@ func RunWorker() bool {
 // A process is the inside of a worker process.
 type process struct {
 	job    job
-	client *redis.Client
+	client redis.UniversalClient
 	lock   *redfour.Lock
 
 	mu  sync.Mutex // guards what follows
@@ -101,9 +118,12 @@ type process struct {
 
 func newProcess(j job, out io.Writer) *process {
 	p := &process{job: j, out: out}
-	if len(j.Sentinels) > 0 {
+	switch {
+	case len(j.Sentinels) > 0:
 		p.client = redis.NewFailoverClient(&redis.FailoverOptions{MasterName: j.Master, SentinelAddrs: j.Sentinels})
-	} else {
+	case len(j.Cluster) > 0:
+		p.client = redis.NewClusterClient(&redis.ClusterOptions{Addrs: j.Cluster, ClientName: namespace})
+	default:
 		p.client = redis.NewClient(&redis.Options{Addr: j.Addr})
 	}
 	return p
