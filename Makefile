@@ -15,7 +15,7 @@ each = failed=; \
 
 # The race detector needs cgo, and cgo needs a C compiler.
 race = $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && command -v $(firstword $(shell go env CC)) >/dev/null && echo -race)
-go_test = go test $(race) -shuffle=on
+go_test = go test $(race) -shuffle=on -timeout 30m
 
 .PHONY: help
 help: ## list the targets
