@@ -139,7 +139,7 @@ var chapters = []chapter{
 	{"network contend", "Contended, over a network", "", nil},
 	{
 		"cluster cycles", "Uncontended, in a cluster",
-		"The masters share the cores of this machine with each other and with the clients, so on two cores three masters cannot be faster than\none. What this shows is what the way through a cluster costs, and that all masters carry load. Redis is all of them together. npm redfour\nknows no clusters.",
+		"The masters share the cores of this machine with each other and with the clients, so on two cores three masters cannot be faster than\none. What this shows is what the way through a cluster costs, and that all masters carry load; 16 ids are too few to be spread evenly.\nThe cores of Redis are those of all masters together. npm redfour knows no clusters.",
 		nil,
 	},
 	{

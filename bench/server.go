@@ -128,8 +128,7 @@ func readAll(ctx context.Context, servers []*server, c clock) (read []figures, a
 	return read, at, nil
 }
 
-// bySession are the commands that clients send, and scripts do not. PUBSUB is not among them: this library sends it once a second for
-// a subscription in a cluster, but its scripts call it more often.
+// bySession are the commands that clients send, and scripts do not.
 var bySession = []string{
 	"eval", "evalsha", "eval_ro", "evalsha_ro", "fcall", "script", "hello", "auth", "select", "client", "ping",
 	"subscribe", "psubscribe", "unsubscribe", "punsubscribe", "ssubscribe", "sunsubscribe", "multi", "exec", "watch", "reset", "quit",
