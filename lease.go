@@ -1,6 +1,7 @@
 package redfour
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -154,6 +155,67 @@ func decodeID(raw json.RawMessage) (string, error) {
 		return "", errors.New("want an id that is a string or a number")
 	}
 	return number.String(), checkID(number.String())
+}
+
+// confirm returns a lease that was just got once enough replicas have acknowledged it. Until the given time it tries again where
+// Redis cannot be reached. A lease that nobody is going to hear of is released, so that it goes to the next waiter.
+func (l *Lock) confirm(ctx context.Context, lease *Lease, until time.Time) (*Lease, error) {
+	if deadline := lease.Deadline(); deadline.Before(until) {
+		until = deadline
+	}
+	var acked int64
+	var f failures
+	err := repeat(ctx, l.life, until, verdict.outOfReach, func() (err error) {
+		acked, err = l.confirmOnce(ctx, lease)
+		return f.note(err)
+	})
+	want := l.replication
+	switch {
+	case judge(err) == lost:
+		return nil, err
+	case err != nil:
+		err = fmt.Errorf("%w: %w", ErrNotReplicated, cmp.Or(f.last, errNoAnswer))
+		if ctx.Err() != nil {
+			err = fmt.Errorf("%w: %w", contextError(ctx), err)
+		}
+		err = l.orClosed(err)
+	case acked < int64(want.replicas):
+		err = fmt.Errorf("%w: %d of %d in %v", ErrNotReplicated, acked, want.replicas, want.timeout)
+	case lease.Remaining() <= 0:
+		err = errLate(lease.TTL)
+	default:
+		return lease, nil
+	}
+	detached := context.WithoutCancel(ctx)
+	l.crew.Start(func() { _ = l.Release(detached, lease) })
+	return nil, err
+}
+
+// confirmOnce makes one attempt to have a lease acknowledged, and waits neither for ever nor after ctx. It returns how many
+// replicas have.
+//
+// An attempt that nobody waits for any more does no harm: it renews the lease, if that still holds.
+func (l *Lock) confirmOnce(ctx context.Context, lease *Lease) (acked int64, err error) {
+	// Not from ctx, whose cause may be an error about another lease.
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(l.replication.timeout+patience, lease.TTL))
+	defer cancel()
+	done := make(chan confirmation, 1) // the one result, which nobody may wait for
+	l.crew.Start(func() { done <- l.server.confirm(bounded, lease.key(), lease.TTL, l.replication) })
+	got := confirmation{err: &givenUpError{errNoAnswer, nil}}
+	select {
+	case got = <-done:
+	case <-ctx.Done():
+	case <-l.life.Done():
+	case <-bounded.Done():
+		l.server.heard(got.err)
+	}
+	switch _, givenUp := errors.AsType[*givenUpError](got.err); {
+	case givenUp, judge(got.err) == unknown:
+		lease.state.unresolved(lease.TTL)
+	case got.err == nil:
+		lease.state.renewed(got.sent, lease.TTL)
+	}
+	return got.acked, got.err
 }
 
 // A leaseState is what changes in the life of a lease.
@@ -472,7 +534,7 @@ func (s *leaseState) joinRenewal(ctx context.Context, d time.Duration) {
 // has seen; for a lease decoded from JSON that is its TTL, as granted. A lease whose
 // deadline is not known is renewed at once, and its context lives until the answer:
 // call [Lock.Renew] before, to be sure. A second KeepAlive of a lease shares the renewals
-// of the first. The function ends the returned context and this call's share of the
+// of the first. Renewals do not wait for replicas. The function ends the returned context and this call's share of the
 // renewals, and does not release the lease. Call it in any case, as with
 // context.WithCancel.
 //

@@ -18,8 +18,8 @@
 // elsewhere renews the lease for less or ends it. But nothing stops a holder that is
 // frozen, or slow to notice, from working on after its deadline. Nor does
 // anything here help when Redis loses the lease: by a failover to a replica that had
-// not received it, a restart without its data, an eviction or a FLUSHALL. What must
-// not be done twice in such a case needs fencing.
+// not received it, a restart without its data, an eviction or a FLUSHALL. [WithReplicas] makes the first
+// rarer. What must not be done twice in such a case needs fencing.
 //
 // A lost reply changes nothing: every script may be repeated safely, and is. An error
 // that is not about the lock never matches [ErrLocked] or [ErrNotHeld]; from Acquire,
@@ -106,6 +106,10 @@ var ErrExpired error = &notHeldError{"lease expired"}
 // matches [ErrNotHeld].
 var ErrConflict error = &notHeldError{"lease superseded by another"}
 
+// ErrNotReplicated says that the lock was got, but that not enough replicas are known to have acknowledged it
+// in the time that [WithReplicas] gives them. The lease is given back in the background.
+var ErrNotReplicated = errors.New("not acknowledged by enough replicas")
+
 // ErrClosed says that the [Lock] was closed.
 var ErrClosed = errors.New("lock closed")
 
@@ -138,12 +142,13 @@ func (e *LockedError) Unwrap() error { return ErrLocked }
 // process needs one for each namespace, not one for each id. It is safe for
 // concurrent use. Make it with [New] or [Open]; [Lock.Close] it.
 type Lock struct {
-	server     *server
-	subscriber *subscriber
-	crew       *crew.Crew
-	owned      redis.UniversalClient   // closed by Close, unless nil
-	life       context.Context         //nolint:containedctx // The Lock's own life, no request's.
-	end        context.CancelCauseFunc // of life
+	server      *server
+	subscriber  *subscriber
+	crew        *crew.Crew
+	replication replication             // of every lease, before it is returned
+	owned       redis.UniversalClient   // closed by Close, unless nil
+	life        context.Context         //nolint:containedctx // The Lock's own life, no request's.
+	end         context.CancelCauseFunc // of life
 
 	mu       sync.Mutex // guards what follows
 	closed   bool
@@ -171,6 +176,9 @@ func New(client redis.UniversalClient, opts ...Option) (*Lock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("redfour: new: %w", err)
 	}
+	if err := c.replication.check(client); err != nil {
+		return nil, fmt.Errorf("redfour: new: %w", err)
+	}
 	if _, ok := client.(*redis.ClusterClient); ok {
 		if err := checkLayout(c.namespace); err != nil {
 			return nil, fmt.Errorf("redfour: new: %w", err)
@@ -181,12 +189,13 @@ func New(client redis.UniversalClient, opts ...Option) (*Lock, error) {
 	goroutines := new(crew.Crew)
 	s := newServer(life, client, c.namespace, goroutines)
 	return &Lock{
-		server:     s,
-		subscriber: newSubscriber(life, s, goroutines),
-		crew:       goroutines,
-		life:       life,
-		end:        end,
-		keepers:    make(map[leaseKey]*keeper),
+		server:      s,
+		subscriber:  newSubscriber(life, s, goroutines),
+		crew:        goroutines,
+		replication: c.replication,
+		life:        life,
+		end:         end,
+		keepers:     make(map[leaseKey]*keeper),
 	}, nil
 }
 
@@ -255,9 +264,13 @@ const acquireTime = 5 * time.Second
 // call may still bring is released in the background.
 // If Redis granted the lock so late that the ttl was over, the lease is
 // released and the error matches [ErrExpired]. A key under the lock's name that
-// is not a lock, or never expires, is an error that names it.
+// is not a lock, or never expires, is an error that names it. With [WithReplicas] a lease that could not be
+// confirmed is an error that matches [ErrNotReplicated], or as for [Lock.Renew] if it was lost meanwhile.
 func (l *Lock) Acquire(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
 	if err := l.check(ctx, id, ttl); err != nil {
+		return nil, wrap("acquire", id, err)
+	}
+	if err := l.replication.checkTTL(ttl); err != nil {
 		return nil, wrap("acquire", id, err)
 	}
 	lease, err := l.acquire(ctx, id, ttl.Truncate(time.Millisecond))
@@ -296,6 +309,9 @@ func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 	}
 	q.win(lease.Index)
 	lease.Immediate = true
+	if l.replication.replicas > 0 {
+		return l.confirm(ctx, lease, until)
+	}
 	return lease, nil
 }
 
@@ -396,22 +412,43 @@ func wrap(op, id string, err error) error {
 // While it waits, Redis may be unreachable, restart or refuse writes:
 // WaitAcquire tries again. It returns early, with the error, only for what
 // waiting cannot mend: missing permissions, a wrong password, a closed client, a
-// key under the lock's name that is not a lock. If ctx ends, the error matches
+// key under the lock's name that is not a lock. With [WithReplicas] it also ends with the first lease that could not be
+// confirmed, with the errors of [Lock.Acquire]. If ctx ends, the error matches
 // ctx.Err() and context.Cause(ctx), and also: [ErrLocked] and [*LockedError] if
 // the lock was held; or the last error of Redis if there was one.
 func (l *Lock) WaitAcquire(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
 	if err := l.check(ctx, id, ttl); err != nil {
 		return nil, wrap("wait for", id, err)
 	}
-	lease, err := l.subscriber.wait(ctx, id, ttl.Truncate(time.Millisecond))
+	if err := l.replication.checkTTL(ttl); err != nil {
+		return nil, wrap("wait for", id, err)
+	}
+	lease, err := l.wait(ctx, id, ttl.Truncate(time.Millisecond))
 	return lease, wrap("wait for", id, err)
+}
+
+// wait is WaitAcquire without its checks.
+func (l *Lock) wait(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
+	if l.replication.replicas == 0 {
+		return l.subscriber.wait(ctx, id, ttl)
+	}
+	l.crew.Join() // as in acquire: what is not confirmed does not stay behind
+	defer l.crew.Leave()
+	if l.life.Err() != nil {
+		return nil, ErrClosed
+	}
+	lease, err := l.subscriber.wait(ctx, id, ttl)
+	if err != nil {
+		return nil, err
+	}
+	return l.confirm(ctx, lease, lease.Deadline())
 }
 
 // Renew gives a lease that still holds a new ttl, which counts from now and may
 // be shorter than what was left; [Lease.Deadline] follows. The ttl is at least 1 ms,
 // and is rounded down to whole milliseconds. Renew never revives a
 // lease: if nobody holds the lock the error matches [ErrExpired], if another
-// lease does, [ErrConflict].
+// lease does, [ErrConflict]. It does not wait for replicas.
 //
 // While Redis cannot be reached it tries again until the lease's deadline, or
 // for 5 s if that is not known. Any other error says what is in the way; where it

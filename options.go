@@ -4,8 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // An Option changes a default of [New] or [Open].
@@ -13,7 +16,8 @@ type Option func(*config) error
 
 // config is what the options set.
 type config struct {
-	namespace string
+	namespace   string
+	replication replication
 }
 
 // maxNamespace is the longest namespace in bytes. It stands in front of every
@@ -57,4 +61,63 @@ func WithNamespace(ns string) Option {
 		c.namespace = ns
 		return nil
 	}
+}
+
+// WithReplicas makes a lease count only once n replicas of its master have acknowledged it, within timeout. [Lock.Acquire],
+// [Lock.WaitAcquire] and [Lock.WithLock] confirm each lease before they return it, however it was got: they renew it,
+// and ask with WAIT on the same connection. A lease that fewer have acknowledged by then is
+// given back in the background, and the error matches [ErrNotReplicated]; a wait ends with it. Where there are fewer than n
+// replicas that is so every time.
+//
+// It narrows what a failover can lose: a lease that was returned is kept if one of the replicas that acknowledged it is promoted. But Redis
+// does not promise to promote one of those. An old master that is cut off from the others may
+// go on with replicas on its side. Replicas acknowledge what they have in memory, not on disk. And renewals and releases are not waited for:
+// after a failover a lease may end as it was last replicated, before its Deadline, or hold until then although it was released. So
+// what must not be done twice needs fencing all the same.
+//
+// It costs each lease another round trip and the wait, and a connection of the client's pool meanwhile.
+// The ttl of a lease must be longer than timeout. With npm redfour on the same locks, its leases are not confirmed.
+//
+// [New] and [Open] return an error if n is less than 1, timeout is shorter than 1 ms, or it is not shorter than the client's ReadTimeout, after
+// which go-redis gives up on the connection.
+func WithReplicas(n int, timeout time.Duration) Option {
+	return func(c *config) error {
+		switch {
+		case n < 1:
+			return fmt.Errorf("%d replicas to wait for: at least 1 is needed", n)
+		case timeout < time.Millisecond:
+			return fmt.Errorf("timeout %v to wait for replicas is shorter than 1ms", timeout)
+		}
+		c.replication = replication{n, timeout.Truncate(time.Millisecond)}
+		return nil
+	}
+}
+
+// A replication is how many replicas are to acknowledge a lease, and within what time. The zero replication asks for none.
+type replication struct {
+	replicas int
+	timeout  time.Duration
+}
+
+// check returns an error if the client would not wait so long for an answer.
+func (r replication) check(client redis.UniversalClient) error {
+	var limit time.Duration // without one it is 0, or negative
+	switch c := client.(type) {
+	case *redis.Client:
+		limit = c.Options().ReadTimeout
+	case *redis.ClusterClient:
+		limit = c.Options().ReadTimeout
+	}
+	if limit > 0 && r.timeout >= limit {
+		return fmt.Errorf("timeout %v to wait for replicas is not shorter than the client's ReadTimeout of %v", r.timeout, limit)
+	}
+	return nil
+}
+
+// checkTTL returns an error if nothing would be left of a lease.
+func (r replication) checkTTL(ttl time.Duration) error {
+	if r.replicas > 0 && ttl.Truncate(time.Millisecond) <= r.timeout {
+		return fmt.Errorf("ttl %v leaves no room to wait %v for replicas", ttl, r.timeout)
+	}
+	return nil
 }

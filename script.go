@@ -613,9 +613,54 @@ func (s *server) awaitRelease(ctx context.Context, c *call) (reply, error) {
 
 // renew tries once to give a lease a new ttl, and waits for the answer for at most d.
 func (s *server) renew(ctx context.Context, d time.Duration, l leaseKey, ttl time.Duration) (reply, error) {
-	b := s.bucket(l.id)
-	return s.run(ctx, d, b, renewScript, append(renewScript.words(1, 3),
+	return s.await(ctx, d, s.send(s.newRenewal(ctx, s.bucket(l.id), l, ttl)))
+}
+
+func (s *server) newRenewal(ctx context.Context, b *bucket, l leaseKey, ttl time.Duration) *call {
+	return newCall(ctx, b, renewScript, append(renewScript.words(1, 3),
 		b.lock(l.id), strconv.FormatInt(l.index, 10), l.token, ttl.Milliseconds()))
+}
+
+// A confirmation is the answer to confirm.
+type confirmation struct {
+	sent  time.Time // just before the lease was renewed
+	acked int64     // so many replicas have it
+	err   error     // matches ErrNotHeld if the lease was lost
+}
+
+// confirm renews a lease, and waits until the replicas have that. WAIT is about what the same connection has written, so the two
+// travel together, and not in a batch with others. Whoever has the renewal has what made the lease, which the same master
+// wrote before.
+//
+// It takes as long as the client does. It goes to the master itself, because a cluster's client would send WAIT
+// anywhere. A slot that has moved is asked for again, by the next attempt.
+func (s *server) confirm(ctx context.Context, l leaseKey, ttl time.Duration, want replication) confirmation {
+	b := s.bucket(l.id)
+	master, _, err := s.master(ctx, b)
+	if err != nil {
+		s.heard(err)
+		return confirmation{err: err}
+	}
+	c := s.newRenewal(ctx, b, l, ttl).inFull() // A server without the script would still go through with WAIT.
+	wait := redis.NewIntCmd(ctx, "wait", want.replicas, want.timeout.Milliseconds())
+	p := master.Pipeline()
+	_ = p.Process(ctx, c.Cmd)
+	_ = p.Process(ctx, wait)
+	sent := time.Now()
+	_, err = p.Exec(ctx)
+	if err != nil && c.Cmd.Err() == nil && wait.Err() == nil {
+		c.Cmd.SetErr(err) // of a hook that has refused both
+	}
+	r, err := s.read(c)
+	switch {
+	case err != nil:
+	case r.status != statusDone:
+		err = notHeld(r)
+	case wait.Err() != nil:
+		err = wait.Err()
+		s.heard(err)
+	}
+	return confirmation{sent, wait.Val(), err}
 }
 
 // run sends a script and waits for the answer for at most d.
