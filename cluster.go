@@ -63,9 +63,8 @@ func (s *server) bucket(id string) *bucket {
 // A topology is what is known of the masters of a cluster. Calls to different masters do not share a batch, so that one which
 // hangs delays nobody else.
 type topology struct {
-	client   *redis.ClusterClient
-	located  atomic.Bool // the client knows its slots: asking it sends nothing
-	noShards atomic.Bool // the servers do not know channels that belong to a slot (Redis 6)
+	client  *redis.ClusterClient
+	located atomic.Bool // the client knows its slots: asking it sends nothing
 
 	mu      sync.Mutex                // guards what follows
 	masters map[string]*batch.Batcher // by address
@@ -150,9 +149,6 @@ func (s *server) inCluster(err error) error {
 	}
 	return err
 }
-
-// plain tells whether channels belong to no slot: there is no cluster, or its servers do not know better.
-func (s *server) plain() bool { return s.topology == nil || s.topology.noShards.Load() }
 
 // unknownCommand tells whether a server says so.
 func unknownCommand(err error) bool {

@@ -199,10 +199,11 @@ func (s *subscriber) listenAnewLocked(e *ear) {
 
 // listen keeps up an ear until ctx ends, or everything that it heard is on other servers.
 func (s *subscriber) listen(ctx context.Context, e *ear) {
-	refused := false
+	refused, noShards := false, false
 	for pauses := (backoff{min: shortestRetry, max: resubscribe}); ctx.Err() == nil && s.follow(ctx, e); {
-		n := &subscription{subscriber: s, ear: e, plain: s.server.plain(), channels: make(map[string]channel)}
-		n.releasesOnly = refused || n.plain && s.server.topology != nil || !s.server.mayQueue()
+		n := &subscription{subscriber: s, ear: e, channels: make(map[string]channel)}
+		n.plain = noShards || s.server.topology == nil
+		n.releasesOnly = refused || noShards || !s.server.mayQueue()
 		start := time.Now()
 		err := s.server.inCluster(n.run(ctx))
 		if ctx.Err() == nil {
@@ -214,9 +215,11 @@ func (s *subscriber) listen(ctx context.Context, e *ear) {
 		case denied && !n.releasesOnly:
 			refused = true // Perhaps the user has a right to the first channel alone.
 			continue
-		case n.plain != s.server.plain():
+		case !n.plain && unknownCommand(err):
+			noShards = true
 			continue
 		}
+		noShards = false // The server may have been replaced by one that knows more.
 		if time.Since(start) > steadyTime {
 			pauses.step = 0
 		}
@@ -264,7 +267,7 @@ type subscription struct {
 	subscriber   *subscriber
 	ear          *ear
 	pubsub       *redis.PubSub
-	plain        bool // channels belong to no slot
+	plain        bool // channels belong to no slot: there is no cluster, or its server does not know better (Redis 6)
 	releasesOnly bool // no grants
 
 	mu       sync.Mutex         // guards what follows
@@ -306,9 +309,6 @@ func (n *subscription) run(ctx context.Context) error {
 		case *redis.Message:
 			n.hear(m)
 		}
-	}
-	if n.subscriber.server.topology != nil && unknownCommand(err) {
-		n.subscriber.server.topology.noShards.Store(true)
 	}
 	return err
 }

@@ -1,0 +1,140 @@
+//go:build unix
+
+package redfour_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/redfour-go/redfour"
+	"github.com/redfour-go/redfour/internal/redistest"
+	"github.com/redfour-go/redfour/internal/slot"
+)
+
+// listenersIn counts who hears the releases of an id on one server of a cluster.
+func listenersIn(t *testing.T, s *redistest.Server, id string) int64 {
+	t.Helper()
+	lock, _ := clusterNames("lock", id)
+	channel := lock[:len(lock)-len(id)-1] + "-release"
+	n, err := s.Client(t).PubSubShardNumSub(t.Context(), channel).Result()
+	require.NoError(t, err)
+	return n[channel]
+}
+
+// slotOf is the slot of an id's lock.
+func slotOf(id string) int {
+	lock, _ := clusterNames("lock", id)
+	return slot.Of(lock)
+}
+
+// requireFollowed shows that the waiter subscribes to the new master soon, and is granted the lock there.
+func requireFollowed(
+	t *testing.T, to *redistest.Server, holder *redfour.Lock, lease *redfour.Lease, got <-chan acquired,
+) {
+	t.Helper()
+	moved := time.Now()
+	eventually(t, func() bool { return listenersIn(t, to, lease.ID) == 1 }, "subscribed anew")
+	t.Logf("it followed in %v", time.Since(moved).Round(time.Millisecond))
+	require.Less(t, time.Since(moved), 3*time.Second)
+	lock, _ := clusterNames("lock", lease.ID)
+	queue := strings.Replace(lock, "}:", "}-waiters:", 1)
+	eventually(t, func() bool { return to.Client(t).LLen(t.Context(), queue).Val() == 1 }, "queued")
+	require.NoError(t, holder.Release(t.Context(), lease))
+	require.Contains(t, takeLease(t, got).Token, ":", "granted out of the queue")
+}
+
+// Redis 6 knows no channels that belong to slots. (SHARDNUMSUB cannot be taken away from these servers, because it is a word of another
+// command; what it counts is 0.)
+var asRedis6 = []string{"--rename-command", "SPUBLISH", "", "--rename-command", "SSUBSCRIBE", ""}
+
+func TestClusterRedis6Table(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 1, asRedis6...)
+	for _, row := range table {
+		t.Run(row.name, func(t *testing.T) {
+			row.run(t, site{func(t *testing.T, via ...*link) redis.UniversalClient {
+				return newClusterClient(t, c, via...)
+			}, clusterNames})
+		})
+	}
+}
+
+func TestClusterRedis6_waitersAreWokenAndNobodyQueues(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 0, asRedis6...)
+	client := c.Client(t)
+	holder, waiter := newLock(t, c.Client(t)), newLock(t, c.Client(t))
+	for _, id := range oneOfEach(t, c) {
+		lease := mustAcquire(t, holder, id, time.Minute)
+		got := waitFor(t.Context(), waiter, id, time.Minute)
+		lock, _ := clusterNames("lock", id)
+		release := lock[:len(lock)-len(id)-1] + "-release"
+		server := c.MasterOf(slotOf(id)).Client(t)
+		eventually(t, func() bool { return server.PubSubNumSub(t.Context(), release).Val()[release] == 1 }, "subscribed")
+		require.NoError(t, holder.Release(t.Context(), lease))
+		next := takeLease(t, got)
+		require.NotContains(t, next.Token, ":")
+		require.Zero(t, client.Exists(t.Context(), lock[:len(lock)-len(id)-1]+"-waiters:"+id).Val())
+		require.NoError(t, waiter.Release(t.Context(), next))
+	}
+}
+
+// oneOfEach returns an id for each master.
+func oneOfEach(t *testing.T, c *redistest.Cluster) []string {
+	t.Helper()
+	var ids []string
+	seen := make(map[*redistest.Server]bool)
+	for n := 0; len(seen) < len(c.Masters()); n++ {
+		id := fmt.Sprint("id ", n)
+		if s := c.MasterOf(slotOf(id)); !seen[s] {
+			seen[s] = true
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// Servers are replaced by newer ones one after another, and then releases are published where plain subscribers hear nothing.
+func TestClusterRedis6_waitersHearTheServerThatReplacesIt(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 0)
+	o := c.Options()
+	var old atomic.Bool
+	o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+		return &oldConn{conn, &old}, err
+	}
+	client := redis.NewClusterClient(o)
+	t.Cleanup(func() { _ = client.Close() })
+	holder, waiter := newLock(t, c.Client(t)), newLock(t, client)
+	lease := mustAcquire(t, holder, "42", time.Minute)
+	server := c.MasterOf(slotOf("42"))
+	old.Store(true)
+	got := waitFor(t.Context(), waiter, "42", time.Minute)
+	eventually(t, func() bool {
+		return server.Client(t).PubSubNumSub(t.Context(), "{lock:64}-release").Val()["{lock:64}-release"] == 1
+	}, "subscribed")
+	old.Store(false)
+	require.NoError(t, server.Client(t).ClientKillByFilter(t.Context(), "TYPE", "pubsub").Err())
+	requireFollowed(t, server, holder, lease, got)
+}
+
+// An oldConn has a server that does not know SSUBSCRIBE while that is set.
+type oldConn struct {
+	net.Conn
+
+	old *atomic.Bool
+}
+
+func (c *oldConn) Write(b []byte) (int, error) {
+	if c.old.Load() {
+		b = bytes.ReplaceAll(b, []byte("\r\nssubscribe\r\n"), []byte("\r\nxsubscribe\r\n"))
+	}
+	return c.Conn.Write(b)
+}
