@@ -138,3 +138,38 @@ func (c *oldConn) Write(b []byte) (int, error) {
 	}
 	return c.Conn.Write(b)
 }
+
+// A master that has lost a slot for a moment refuses its channels, beside those of others that it serves.
+func TestClusterSubscription_asksAgainForTheBucketThatWasRefused(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 0, "--cluster-require-full-coverage", "no")
+	server := c.Masters()[0]
+	ids := idsOf(t, c, server, 2)
+	holder, way := newLock(t, c.Client(t)), new(link)
+	waiter := newLock(t, newClusterClient(t, c, way))
+	mustAcquire(t, holder, ids[0], time.Minute)
+	waitFor(t.Context(), waiter, ids[0], time.Minute)
+	eventually(t, func() bool { return listenersIn(t, server, ids[0]) == 1 }, "subscribed")
+
+	lease := mustAcquire(t, holder, ids[1], time.Minute)
+	admin := server.Client(t)
+	way.afterScript(once(isAcquire, func() error { return admin.ClusterDelSlots(t.Context(), slotOf(ids[1])).Err() }))
+	got := waitFor(t.Context(), waiter, ids[1], time.Minute)
+	eventually(t, func() bool { return strings.Contains(admin.Info(t.Context(), "errorstats").Val(), "CLUSTERDOWN") }, "refused")
+	require.NoError(t, admin.ClusterAddSlots(t.Context(), slotOf(ids[1])).Err())
+	requireFollowed(t, server, holder, lease, got)
+}
+
+// idsOf returns some ids in different buckets of one master.
+func idsOf(t *testing.T, c *redistest.Cluster, s *redistest.Server, n int) []string {
+	t.Helper()
+	var ids []string
+	seen := make(map[int]bool)
+	for i := 0; len(ids) < n; i++ {
+		id := fmt.Sprint("id ", i)
+		if at := slotOf(id); !seen[at] && c.MasterOf(at) == s {
+			seen[at] = true
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}

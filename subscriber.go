@@ -272,6 +272,7 @@ type subscription struct {
 
 	mu       sync.Mutex         // guards what follows
 	channels map[string]channel // that it has asked for
+	asked    int                // buckets whose channels are not confirmed yet
 }
 
 // A channel is what a subscription knows of one.
@@ -294,10 +295,10 @@ func (n *subscription) run(ctx context.Context) error {
 	defer cancel()
 	defer n.subscriber.deafen(n.ear)
 	pinger.Go(func() { n.checkOn(ctx) })
-	for confirmed := false; err == nil; {
+	for err == nil {
 		var message any
 		message, err = receive(ctx, n.pubsub)
-		if refused, ok := errors.AsType[redis.Error](err); ok && confirmed && !redis.HasErrorPrefix(refused, "MOVED") {
+		if _, refused := errors.AsType[redis.Error](err); refused && n.confirmed() {
 			err = nil // the answer to a ping: the connection lives
 		}
 		switch m := message.(type) {
@@ -305,7 +306,7 @@ func (n *subscription) run(ctx context.Context) error {
 			if strings.HasSuffix(m.Kind, "unsubscribe") {
 				return errMoved
 			}
-			confirmed = n.confirm(m.Channel) || confirmed
+			n.confirm(m.Channel)
 		case *redis.Message:
 			n.hear(m)
 		}
@@ -349,7 +350,15 @@ func (n *subscription) register(b *bucket) []string {
 	for i, name := range all {
 		n.channels[name] = channel{bucket: b, inbox: i == 2, last: i == len(all)-1}
 	}
+	n.asked++
 	return all
+}
+
+// confirmed tells whether nothing that was asked for may still be refused.
+func (n *subscription) confirmed() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.asked == 0
 }
 
 func (n *subscription) channel(name string) channel {
@@ -358,17 +367,19 @@ func (n *subscription) channel(name string) channel {
 	return n.channels[name]
 }
 
-// confirm takes the confirmation of a channel, and tells whether it was the last of its bucket.
-func (n *subscription) confirm(name string) bool {
+// confirm takes the confirmation of a channel.
+func (n *subscription) confirm(name string) {
 	c := n.channel(name)
 	if !c.last {
-		return false
+		return
 	}
+	n.mu.Lock()
+	n.asked--
+	n.mu.Unlock()
 	if c.inbox {
 		n.subscriber.hearsNow(n.ear, c.bucket)
 	}
 	n.subscriber.wakeAll(c.bucket)
-	return true
 }
 
 func (n *subscription) hear(m *redis.Message) {
