@@ -36,6 +36,17 @@ func slotOf(id string) int {
 	return slot.Of(lock)
 }
 
+// Nobody sends a script meanwhile that would be told of the new master.
+func TestClusterSubscription_followsAPromotionInSilence(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 1)
+	holder, waiter := newLock(t, c.Client(t)), newLock(t, c.Client(t))
+	lease := mustAcquire(t, holder, "42", time.Minute)
+	got := waitFor(t.Context(), waiter, "42", time.Minute)
+	eventually(t, func() bool { return listenersIn(t, c.MasterOf(slotOf("42")), "42") == 1 }, "subscribed")
+	promoted := c.Failover(slotOf("42"))
+	requireFollowed(t, promoted, holder, lease, got)
+}
+
 // requireFollowed shows that the waiter subscribes to the new master soon, and is granted the lock there.
 func requireFollowed(
 	t *testing.T, to *redistest.Server, holder *redfour.Lock, lease *redfour.Lease, got <-chan acquired,
@@ -50,6 +61,47 @@ func requireFollowed(
 	eventually(t, func() bool { return to.Client(t).LLen(t.Context(), queue).Val() == 1 }, "queued")
 	require.NoError(t, holder.Release(t.Context(), lease))
 	require.Contains(t, takeLease(t, got).Token, ":", "granted out of the queue")
+}
+
+// The client may ask a server that has not heard of the promotion, and the old master accepts subscriptions as a replica. So nothing
+// seems to be wrong.
+func TestClusterSubscription_leavesAReplicaThatTheClientTakesForTheMaster(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 1)
+	holder := newLock(t, c.Client(t))
+	lease := mustAcquire(t, holder, "42", time.Minute)
+	client, belated := belatedClient(t, c)
+	got := waitFor(t.Context(), newLock(t, client), "42", time.Minute)
+	old := c.MasterOf(slotOf("42"))
+	eventually(t, func() bool { return listenersIn(t, old, "42") == 1 }, "subscribed")
+
+	belated.Store(2)
+	promoted := c.Failover(slotOf("42"))
+	eventually(t, func() bool { return listenersIn(t, old, "42") == 1 || belated.Load() < 0 }, "subscribed to the replica")
+	requireFollowed(t, promoted, holder, lease, got)
+}
+
+// belatedClient returns a client that is told of the slots as they are now as often as belated says.
+func belatedClient(t *testing.T, c *redistest.Cluster) (client *redis.ClusterClient, belated *atomic.Int64) {
+	t.Helper()
+	belated = new(atomic.Int64)
+	admin := c.Client(t)
+	before, err := slotsOf(t.Context(), admin)
+	require.NoError(t, err)
+	o := c.Options()
+	o.ClusterSlots = func(ctx context.Context) ([]redis.ClusterSlot, error) {
+		if belated.Add(-1) >= 0 {
+			return before, nil
+		}
+		return slotsOf(ctx, admin)
+	}
+	client = redis.NewClusterClient(o)
+	t.Cleanup(func() { _ = client.Close() })
+	return client, belated
+}
+
+// slotsOf returns what redis.ClusterOptions want to be told.
+func slotsOf(ctx context.Context, client *redis.ClusterClient) ([]redis.ClusterSlot, error) {
+	return client.ClusterSlots(ctx).Result() //nolint:staticcheck // See above.
 }
 
 // Redis 6 knows no channels that belong to slots. (SHARDNUMSUB cannot be taken away from these servers, because it is a word of another

@@ -486,5 +486,9 @@ func (n *subscription) ping(ctx context.Context) error {
 func (n *subscription) isPlaced(ctx context.Context, b *bucket) bool {
 	ctx, cancel := context.WithTimeout(ctx, pingEvery)
 	defer cancel()
-	return n.subscriber.server.hears(ctx, b)
+	s := n.subscriber.server
+	if s.topology != nil {
+		return s.counts(ctx, b)
+	}
+	return s.hears(ctx, b)
 }
