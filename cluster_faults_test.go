@@ -225,3 +225,44 @@ func idsOf(t *testing.T, c *redistest.Cluster, s *redistest.Server, n int) []str
 	}
 	return ids
 }
+
+// Whoever is in a census and may not queue makes open releases cease there, on which he depends himself.
+func TestClusterRights_whoMayNotQueueLeavesEveryCensus(t *testing.T) {
+	c := redistest.StartCluster(t, 2, 0)
+	o := c.Options()
+	o.Username, o.Password = "app", "any"
+	eachMaster(t, c, "ACL", "SETUSER", "app", "on", "nopass", "~*", "&*", "+@all")
+	client := redis.NewClusterClient(o)
+	t.Cleanup(func() { _ = client.Close() })
+	holder, waiter := newLock(t, c.Client(t)), newLock(t, client)
+	ids := oneOfEach(t, c)
+	for _, id := range ids {
+		mustAcquire(t, holder, id, time.Minute)
+		waitFor(t.Context(), waiter, id, time.Minute)
+		eventually(t, func() bool { return membersIn(t, c, id) == 1 }, "in the census")
+	}
+	eachMaster(t, c, "ACL", "SETUSER", "app", "resetkeys", "~{lock:*}:*", "~{lock:*}index")
+	waitFor(t.Context(), waiter, ids[0], time.Minute)
+	lock, _ := clusterNames("lock", ids[0])
+	require.NoError(t, c.Client(t).SPublish(t.Context(), lock[:len(lock)-len(ids[0])-1]+"-release", lock).Err())
+	for _, id := range ids {
+		eventually(t, func() bool { return membersIn(t, c, id) == 0 && listenersIn(t, c.MasterOf(slotOf(id)), id) == 1 }, "out of it")
+	}
+}
+
+func eachMaster(t *testing.T, c *redistest.Cluster, args ...any) {
+	t.Helper()
+	for _, s := range c.Masters() {
+		require.NoError(t, s.Client(t).Do(t.Context(), args...).Err())
+	}
+}
+
+// membersIn counts who is in the census of an id.
+func membersIn(t *testing.T, c *redistest.Cluster, id string) int64 {
+	t.Helper()
+	lock, _ := clusterNames("lock", id)
+	channel := lock[:len(lock)-len(id)-1] + "-members"
+	n, err := c.MasterOf(slotOf(id)).Client(t).PubSubShardNumSub(t.Context(), channel).Result()
+	require.NoError(t, err)
+	return n[channel]
+}

@@ -459,8 +459,8 @@ func (n *subscription) checkOn(ctx context.Context) {
 				return
 			}
 		case <-ticker.C:
-			if n.ping(ctx) != nil {
-				return
+			if n.ping(ctx) != nil || !n.releasesOnly && !n.subscriber.server.mayQueue() {
+				return // The others must not take it for one who can be handed a lock.
 			}
 			if b := n.subscriber.someHeard(n.ear); !asks && b != nil && n.subscriber.server.moves() {
 				asks = true
