@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -265,4 +266,39 @@ func membersIn(t *testing.T, c *redistest.Cluster, id string) int64 {
 	n, err := c.MasterOf(slotOf(id)).Client(t).PubSubShardNumSub(t.Context(), channel).Result()
 	require.NoError(t, err)
 	return n[channel]
+}
+
+// Of many buckets on one master some move, one after another, while nobody sends anything.
+func TestClusterSubscription_followsThoseBucketsThatMove(t *testing.T) {
+	const moves, stay = 10, 2
+	c := redistest.StartCluster(t, 3, 0)
+	from, to := c.Masters()[0], c.Masters()[1]
+	ids := idsOf(t, c, from, moves+stay)
+	holder, waiter := newLock(t, c.Client(t)), newLock(t, c.Client(t))
+	leases, got := make(map[string]*redfour.Lease), make(map[string]<-chan acquired)
+	for _, id := range ids {
+		leases[id] = mustAcquire(t, holder, id, time.Minute)
+		got[id] = waitFor(t.Context(), waiter, id, time.Minute)
+		eventually(t, func() bool { return listenersIn(t, from, id) == 1 }, "subscribed")
+	}
+	var took []time.Duration
+	for _, id := range ids[:moves] {
+		c.Migrate(slotOf(id), to)
+		moved := time.Now()
+		for i, id := range []string{ids[moves], id} {
+			server := []*redistest.Server{from, to}[i]
+			eventually(t, func() bool { return listenersIn(t, server, id) == 1 }, "subscribed anew")
+		}
+		took = append(took, time.Since(moved).Round(time.Millisecond))
+	}
+	require.Less(t, slices.Min(took[moves/2:]), 400*time.Millisecond, "%v", took)
+	for i, id := range ids {
+		server := from
+		if i < moves {
+			server = to
+		}
+		requireFollowed(t, server, holder, leases[id], got[id])
+	}
+	require.Equal(t, 1, subscribers(t, from))
+	require.Equal(t, 1, subscribers(t, to))
 }

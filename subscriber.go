@@ -220,8 +220,8 @@ func (s *subscriber) listen(ctx context.Context, e *ear) {
 			continue
 		}
 		noShards = false // The server may have been replaced by one that knows more.
-		if time.Since(start) > steadyTime {
-			pauses.step = 0
+		if time.Since(start) > steadyTime || errors.Is(err, errMoved) {
+			pauses.step = 0 // Many slots may move, one after another, and what stays is not heard meanwhile.
 		}
 		pause := pauses.next()
 		if denied {
