@@ -64,33 +64,48 @@ func (s *server) bucket(id string) *bucket {
 // hangs delays nobody else.
 type topology struct {
 	client  *redis.ClusterClient
-	located atomic.Bool // the client knows its slots: asking it sends nothing
+	located atomic.Bool // the client knows its slots: asking it sends nothing. Set under mu
 
 	mu      sync.Mutex                // guards what follows
-	masters map[string]*batch.Batcher // by address
+	masters map[string]*batch.Batcher // by address; by the bucket's namespace until the masters are known
 	ended   bool
 }
 
-// batcher returns what sends the scripts for a bucket.
+// batcherFor returns what sends the scripts for a bucket.
 func (s *server) batcherFor(b *bucket) *batch.Batcher {
 	t := s.topology
-	if t == nil || !t.located.Load() {
+	if t == nil {
 		return s.batcher
 	}
-	master, err := t.client.MasterForKey(s.life, b.namespace)
-	if err != nil {
-		return s.batcher
-	}
-	addr := master.Options().Addr
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.masters[addr] == nil {
-		t.masters[addr] = batch.New(s.life, t.client, s.crew, patience)
-		if t.ended {
-			t.masters[addr].End()
+	to := b.namespace
+	if t.located.Load() {
+		if master, err := t.client.MasterForKey(s.life, b.namespace); err == nil {
+			to = master.Options().Addr
 		}
 	}
-	return t.masters[addr]
+	if t.masters[to] == nil {
+		t.masters[to] = batch.New(s.life, t.client, s.crew, patience)
+		if t.ended {
+			t.masters[to].End()
+		}
+	}
+	return t.masters[to]
+}
+
+// locate notes that the client knows its slots.
+func (t *topology) locate() {
+	if t.located.Load() {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.located.Store(true)
+	for _, b := range t.masters {
+		b.End() // What it has still to send it sends.
+	}
+	clear(t.masters)
 }
 
 // endBatchers lets the goroutines go that wait for scripts to send. Releases can still be sent.
@@ -114,9 +129,7 @@ func (s *server) heard(err error) {
 	switch t := s.topology; {
 	case t == nil:
 	case err == nil:
-		if !t.located.Load() {
-			t.located.Store(true)
-		}
+		t.locate()
 	case judge(err).outOfReach():
 		t.client.ReloadState(s.life)
 	}
@@ -132,7 +145,7 @@ func (s *server) master(ctx context.Context, b *bucket) (*redis.Client, string, 
 	if err != nil {
 		return nil, "", err
 	}
-	s.topology.located.Store(true)
+	s.topology.locate()
 	return client, client.Options().Addr, nil
 }
 

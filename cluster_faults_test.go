@@ -9,11 +9,13 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/redfour-go/redfour"
@@ -267,6 +269,43 @@ func membersIn(t *testing.T, c *redistest.Cluster, id string) int64 {
 	require.NoError(t, err)
 	return n[channel]
 }
+
+// Not even while the client has yet to learn which master has what.
+func TestCluster_aMasterThatHangsDelaysNoCallsToOthers(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 0, "--cluster-require-full-coverage", "no")
+	slots, err := slotsOf(t.Context(), c.Client(t))
+	require.NoError(t, err)
+	o := c.Options() // A client that asks for the slots may ask the server that hangs.
+	o.ClusterSlots = func(context.Context) ([]redis.ClusterSlot, error) { return slots, nil }
+	client := redis.NewClusterClient(o)
+	t.Cleanup(func() { _ = client.Close() })
+	hung := c.Masters()[0]
+	hangs := make(map[string]bool)
+	for n := range 200 {
+		id := fmt.Sprint("id ", n)
+		hangs[id] = c.MasterOf(slotOf(id)) == hung
+	}
+	hung.Pause()
+	l := newLock(t, client)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var wg sync.WaitGroup
+	for id, in := range hangs {
+		wg.Go(func() {
+			lease, err := l.Acquire(ctx, id, time.Minute)
+			if in {
+				assert.Error(t, err)
+			} else if assert.NoError(t, err) {
+				assert.NoError(t, l.Release(ctx, lease))
+			}
+		})
+	}
+	wg.Wait()
+	hung.Resume()
+}
+
+// patience is less than an attempt that gets no answer takes, and more than this machine needs for many.
+const patience = 900 * time.Millisecond
 
 // Of many buckets on one master some move, one after another, while nobody sends anything.
 func TestClusterSubscription_followsThoseBucketsThatMove(t *testing.T) {
