@@ -6,7 +6,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	mathrand "math/rand/v2"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -270,6 +272,75 @@ func membersIn(t *testing.T, c *redistest.Cluster, id string) int64 {
 	return n[channel]
 }
 
+func TestCluster_aMasterThatHangsIsLeftWithinSeconds(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 1, "--cluster-require-full-coverage", "no")
+	holder, waiter, closing := newLock(t, c.Client(t)), newLock(t, c.Client(t)), newLock(t, c.Client(t))
+	ids := oneOfEach(t, c)
+	at := slotOf(ids[0])
+	old := c.MasterOf(at)
+	lease := mustAcquire(t, holder, ids[0], time.Minute)
+	got := waitFor(t.Context(), waiter, ids[0], time.Minute)
+	waitFor(t.Context(), closing, ids[0], time.Minute)
+	lock, _ := clusterNames("lock", ids[0])
+	queue := strings.Replace(lock, "}:", "}-waiters:", 1)
+	eventually(t, func() bool { return old.Client(t).LLen(t.Context(), queue).Val() == 2 }, "queued")
+	awaitReplica(t, c, old, queue)
+
+	old.Pause()
+	elsewhere := busyUntil(t, []*redfour.Lock{holder, waiter}, ids[1:])
+	began := time.Now()
+	renewed := make(chan error, 1)
+	go func() { renewed <- holder.Renew(t.Context(), lease, time.Minute) }()
+	closed := make(chan time.Duration, 1)
+	go func() {
+		_ = closing.Close()
+		closed <- time.Since(began)
+	}()
+	c.AwaitNewMaster(at, old)
+	promoted := time.Now()
+	require.NoError(t, take(t, renewed))
+	require.NoError(t, holder.Release(t.Context(), lease))
+	t.Logf("renewed and released %v after the promotion", time.Since(promoted).Round(time.Millisecond))
+	require.NoError(t, waiter.Release(t.Context(), takeLease(t, got)))
+	t.Logf("served %v after the promotion", time.Since(promoted).Round(time.Millisecond))
+	// The client may have asked the hung server for the slots, and the subscription be connecting to it: twice the ReadTimeout.
+	require.Less(t, time.Since(promoted), 12*time.Second)
+	require.Less(t, take(t, closed), 6*time.Second)
+	slowest := elsewhere()
+	t.Logf("the slowest section elsewhere took %v", slowest.Round(time.Millisecond))
+	require.Less(t, slowest, 700*time.Millisecond)
+}
+
+// busyUntil goes through sections, until the returned function is called, which returns how long the slowest took.
+func busyUntil(t *testing.T, locks []*redfour.Lock, ids []string) (slowest func() time.Duration) {
+	t.Helper()
+	stop, worst := make(chan struct{}), make(chan time.Duration, 1) // the one result; the test may have failed
+	go func() {
+		var most time.Duration
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				worst <- most
+				return
+			default:
+			}
+			l, start := locks[n%len(locks)], time.Now()
+			lease, err := l.Acquire(t.Context(), ids[n/len(locks)%len(ids)], time.Minute)
+			if err == nil {
+				err = l.Release(t.Context(), lease)
+			}
+			if t.Context().Err() != nil || !assert.NoError(t, err) {
+				return
+			}
+			most = max(most, time.Since(start))
+		}
+	}()
+	return func() time.Duration {
+		close(stop)
+		return take(t, worst)
+	}
+}
+
 // Not even while the client has yet to learn which master has what.
 func TestCluster_aMasterThatHangsDelaysNoCallsToOthers(t *testing.T) {
 	c := redistest.StartCluster(t, 3, 0, "--cluster-require-full-coverage", "no")
@@ -307,6 +378,159 @@ func TestCluster_aMasterThatHangsDelaysNoCallsToOthers(t *testing.T) {
 // patience is less than an attempt that gets no answer takes, and more than this machine needs for many.
 const patience = 900 * time.Millisecond
 
+func TestCluster_anyOptionsOfTheClientDo(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 1)
+	for name, set := range map[string]func(*redis.ClusterOptions){
+		"ReadOnly":       func(o *redis.ClusterOptions) { o.ReadOnly = true },
+		"RouteByLatency": func(o *redis.ClusterOptions) { o.RouteByLatency = true },
+		"RouteRandomly":  func(o *redis.ClusterOptions) { o.RouteRandomly = true },
+		"MaxRedirects":   func(o *redis.ClusterOptions) { o.MaxRedirects = -1 },
+		"policies":       func(o *redis.ClusterOptions) { o.DisableRoutingPolicies = true },
+		"small":          func(o *redis.ClusterOptions) { o.PoolSize, o.PipelinePoolSize, o.ContextTimeoutEnabled = 1, -1, true },
+		"RESP2":          func(o *redis.ClusterOptions) { o.Protocol = 2 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := c.Options()
+			set(o)
+			var locks [2]*redfour.Lock
+			for i := range locks {
+				client := redis.NewClusterClient(o)
+				t.Cleanup(func() { _ = client.Close() })
+				locks[i] = newLock(t, client)
+			}
+			ids := oneOfEach(t, c)
+			handOver := func() {
+				for _, id := range ids {
+					lease := mustAcquire(t, locks[0], id, time.Minute)
+					require.NoError(t, locks[0].Renew(t.Context(), lease, time.Minute))
+					got := waitFor(t.Context(), locks[1], id, time.Minute)
+					server := c.MasterOf(slotOf(id)).Client(t)
+					lock, _ := clusterNames("lock", id)
+					queue := strings.Replace(lock, "}:", "}-waiters:", 1)
+					eventually(t, func() bool { return server.LLen(t.Context(), queue).Val() == 1 }, "queued")
+					require.NoError(t, locks[0].Release(t.Context(), lease))
+					next := takeLease(t, got)
+					require.Contains(t, next.Token, ":")
+					require.NoError(t, locks[1].Release(t.Context(), next))
+				}
+			}
+			handOver()
+			masters := c.Masters()
+			for _, s := range c.Servers() {
+				if !slices.Contains(masters, s) {
+					require.Zero(t, scriptCalls(t, s), "a replica")
+				}
+			}
+			from, to := c.MasterOf(slotOf(ids[0])), c.MasterOf(slotOf(ids[1]))
+			c.Migrate(slotOf(ids[0]), to)
+			handOver()
+			c.Migrate(slotOf(ids[0]), from)
+			handOver()
+		})
+	}
+}
+
+func TestCluster_afterAPromotionAnyOptionsDo(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 1)
+	readOnly, noRedirects := c.Options(), c.Options()
+	readOnly.ReadOnly, noRedirects.MaxRedirects = true, -1
+	var locks []*redfour.Lock
+	for _, o := range []*redis.ClusterOptions{readOnly, noRedirects} {
+		client := redis.NewClusterClient(o)
+		t.Cleanup(func() { _ = client.Close() })
+		locks = append(locks, newLock(t, client))
+	}
+	holder := newLock(t, c.Client(t))
+	lease := mustAcquire(t, holder, "42", time.Minute)
+	var got []<-chan acquired
+	for _, l := range locks {
+		got = append(got, waitFor(t.Context(), l, "42", time.Minute))
+	}
+	eventually(t, func() bool { return listenersIn(t, c.MasterOf(slotOf("42")), "42") == 2 }, "subscribed")
+	promoted := c.Failover(slotOf("42"))
+	moved := time.Now()
+	eventually(t, func() bool { return listenersIn(t, promoted, "42") == 2 }, "subscribed anew")
+	require.Less(t, time.Since(moved), 3*time.Second)
+	require.NoError(t, holder.Release(t.Context(), lease))
+	for range got {
+		select {
+		case r := <-got[0]:
+			require.NoError(t, r.err)
+			require.NoError(t, locks[0].Release(t.Context(), r.lease))
+		case r := <-got[1]:
+			require.NoError(t, r.err)
+			require.NoError(t, locks[1].Release(t.Context(), r.lease))
+		case <-time.After(enough):
+			require.Fail(t, "nobody")
+		}
+	}
+}
+
+func TestCluster_theIndexGrowsWhereverTheBucketGoes(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 1)
+	l := newLock(t, c.Client(t))
+	lock, counter := clusterNames("lock", "42")
+	last := int64(0)
+	next := func() {
+		t.Helper()
+		lease := mustAcquire(t, newLock(t, c.Client(t)), "42", time.Minute)
+		require.Greater(t, lease.Index, last)
+		last = lease.Index
+		require.NoError(t, l.Release(t.Context(), lease))
+	}
+	next()
+	at := slot.Of(lock)
+	for _, to := range c.Masters() {
+		if to != c.MasterOf(at) {
+			c.Migrate(at, to)
+			next()
+		}
+	}
+	old := c.MasterOf(at)
+	require.NoError(t, old.Client(t).Del(t.Context(), counter).Err()) // as if the replica had not got it
+	old.Kill()
+	c.AwaitNewMaster(at, old)
+	next()
+}
+
+// Whoever waits already learns of it when he looks again.
+func TestCluster_aClosedClientEndsCallsAndNewWaits(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 0)
+	client := c.Client(t)
+	l := newLock(t, client)
+	mustAcquire(t, newLock(t, c.Client(t)), "42", time.Minute)
+	waitFor(t.Context(), l, "42", time.Minute)
+	eventually(t, func() bool { return listenersIn(t, c.MasterOf(slotOf("42")), "42") == 1 }, "subscribed")
+	require.NoError(t, client.Close())
+	_, err := l.Acquire(t.Context(), "43", time.Minute)
+	require.ErrorIs(t, err, redis.ErrClosed)
+	require.ErrorIs(t, take(t, waitFor(t.Context(), l, "44", time.Minute)).err, redis.ErrClosed)
+	start := time.Now()
+	require.NoError(t, l.Close())
+	require.Less(t, time.Since(start), 3*time.Second)
+}
+
+func TestCluster_nothingRunsAfterClose(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 1)
+	client := c.Client(t)
+	l, holder := newLock(t, client), newLock(t, client)
+	for _, id := range oneOfEach(t, c) {
+		mustAcquire(t, holder, id, time.Minute)
+		waitFor(t.Context(), l, id, time.Minute)
+		eventually(t, func() bool { return listenersIn(t, c.MasterOf(slotOf(id)), id) == 1 }, "subscribed")
+	}
+	c.Failover(slotOf("42"))
+	require.NoError(t, l.Close())
+	require.NoError(t, holder.Close())
+	require.Empty(t, libraryGoroutines())
+	eventually(t, func() bool { return !strings.Contains(stacks(), "LazyReload") }, "the client does not ask for slots")
+}
+
+func stacks() string {
+	buf := make([]byte, 1<<22)
+	return string(buf[:runtime.Stack(buf, true)])
+}
+
 // Of many buckets on one master some move, one after another, while nobody sends anything.
 func TestClusterSubscription_followsThoseBucketsThatMove(t *testing.T) {
 	const moves, stay = 10, 2
@@ -340,4 +564,113 @@ func TestClusterSubscription_followsThoseBucketsThatMove(t *testing.T) {
 	}
 	require.Equal(t, 1, subscribers(t, from))
 	require.Equal(t, 1, subscribers(t, to))
+}
+
+// Whoever begins to wait while the subscription is closed for want of waiters, or is being replaced, is heard nevertheless.
+func TestClusterSubscription_hearsWhoeverComesAtAnyMoment(t *testing.T) {
+	const locks, idle = 16, 10 * time.Second
+	c := redistest.StartCluster(t, 2, 0)
+	ids := append(idsOf(t, c, c.Masters()[0], 2), idsOf(t, c, c.Masters()[1], 2)...)
+	holder := newLock(t, c.Client(t))
+	for _, id := range ids {
+		mustAcquire(t, holder, id, 5*time.Minute)
+	}
+	var wg sync.WaitGroup
+	for range locks {
+		l := newLock(t, c.Client(t))
+		wg.Go(func() {
+			ctx, cancel := context.WithCancel(t.Context())
+			first := waitFor(ctx, l, ids[0], time.Minute)
+			time.AfterFunc(time.Duration(mathrand.N(int64(50*time.Millisecond))), cancel)
+			<-first
+			timer := time.NewTimer(idle - 5*time.Millisecond + time.Duration(mathrand.N(int64(10*time.Millisecond))))
+			defer timer.Stop()
+			<-timer.C
+			for _, id := range ids {
+				waitFor(t.Context(), l, id, time.Minute)
+			}
+		})
+	}
+	wg.Wait()
+	for _, s := range c.Masters() { // and then it is replaced
+		require.NoError(t, s.Client(t).ClientKillByFilter(t.Context(), "TYPE", "pubsub").Err())
+	}
+	for _, id := range ids {
+		eventually(t, func() bool { return listenersIn(t, c.MasterOf(slotOf(id)), id) == locks }, "all hear")
+	}
+}
+
+func TestClusterSubscription_aReleaseBetweenItsConfirmationAndTheLookIsNoticed(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 0)
+	holder, way := newLock(t, c.Client(t)), new(link)
+	lease := mustAcquire(t, holder, "42", time.Minute)
+	looks := 0
+	way.beforeScript(func(ctx context.Context, cmd redis.Cmder) error {
+		if isAcquire(cmd) {
+			looks++ // One at a time is in flight.
+			if looks == 2 {
+				return holder.Release(ctx, lease)
+			}
+		}
+		return nil
+	})
+	got := waitFor(t.Context(), newLock(t, newClusterClient(t, c, way)), "42", time.Minute)
+	takeLease(t, got)
+}
+
+// The rights that a user may lack are those outside of a cluster, and so is what works without them.
+func leastRights() (words []any) {
+	for word := range strings.FieldsSeq("~{lock:*}:* ~{lock:*}index ~{lock:*}-waiters:* &{lock:*}-* -@all +evalsha +eval +pttl +hmget +type +get " +
+		"+time +set +hset +pexpire +del +spublish +ssubscribe +ping +lpos +rpush +lindex +lpop +lrem +pubsub +cluster|slots") {
+		words = append(words, word)
+	}
+	return words
+}
+
+func TestClusterRights_whatWorksWithoutThem(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 0)
+	for name, rules := range map[string]struct {
+		rules  []any
+		queues bool // it is granted locks
+		heard  bool // it hears releases
+	}{
+		"all":            {[]any{"~*", "&*", "+@all"}, true, true},
+		"least":          {leastRights(), true, true},
+		"no queues":      {[]any{"~{lock:*}:*", "~{lock:*}index", "&*", "+@all"}, false, true},
+		"releases alone": {[]any{"~*", "&{lock:*}-release", "+@all"}, false, true},
+		"no counting":    {[]any{"~*", "&*", "+@all", "-pubsub"}, true, true},
+		"no channels":    {[]any{"~*", "resetchannels", "+@all"}, false, false},
+		"no messages":    {[]any{"~*", "&*", "+@all", "-spublish", "-ssubscribe"}, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachMaster(t, c, append([]any{"ACL", "SETUSER", "app", "reset", "on", "nopass"}, rules.rules...)...)
+			o := c.Options()
+			o.Username, o.Password = "app", "any"
+			client := redis.NewClusterClient(o)
+			t.Cleanup(func() { _ = client.Close() })
+			l, other := newLock(t, client), newLock(t, c.Client(t))
+			lease := mustAcquire(t, l, name, time.Minute)
+			require.NoError(t, l.Renew(t.Context(), lease, time.Minute))
+			local := waitFor(t.Context(), l, name, time.Minute)
+			require.NoError(t, l.Release(t.Context(), lease))
+			require.NoError(t, l.Release(t.Context(), takeLease(t, local)))
+
+			if !rules.heard { // It waits for the end of the lease, and others for the end of its own.
+				mustAcquire(t, other, name, 500*time.Millisecond)
+				require.NoError(t, l.Release(t.Context(), takeLease(t, waitFor(t.Context(), l, name, time.Minute))))
+				return
+			}
+			lease = mustAcquire(t, other, name, time.Minute)
+			got := waitFor(t.Context(), l, name, time.Minute)
+			server := c.MasterOf(slotOf(name))
+			eventually(t, func() bool { return listenersIn(t, server, name) == 1 }, "subscribed")
+			eventually(t, func() bool { return rules.queues == (membersIn(t, c, name) == 1) }, "in the census, or out of it")
+			require.NoError(t, other.Release(t.Context(), lease))
+			lease = takeLease(t, got)
+			got = waitFor(t.Context(), other, name, time.Minute)
+			eventually(t, func() bool { return listenersIn(t, server, name) == 2 }, "subscribed")
+			require.NoError(t, l.Release(t.Context(), lease))
+			require.NoError(t, other.Release(t.Context(), takeLease(t, got)))
+		})
+	}
 }
