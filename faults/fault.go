@@ -156,7 +156,7 @@ func faults() []fault {
 		{name: "cluster: slots migrate", cluster: true, ttl: longTTL, begin: migratedSlots},
 		{name: "cluster: a replica is promoted", cluster: true, outage: true, ttl: longTTL, begin: promotedReplica},
 		{name: "cluster: a master hangs briefly", cluster: true, outage: true, delays: true, ttl: shortTTL, lasts: second, begin: pausedMaster},
-		{name: "cluster: a master hangs", cluster: true, outage: true, lag: readTimeout, loses: true, revive: true, ttl: middleTTL, begin: hungMaster, then: rejoined},
+		{name: "cluster: a master hangs", cluster: true, outage: true, lag: connectTime, loses: true, revive: true, ttl: middleTTL, begin: hungMaster, then: rejoined},
 		{name: "cluster: a master is killed", cluster: true, outage: true, loses: true, revive: true, ttl: middleTTL, begin: killedMaster},
 	}
 }

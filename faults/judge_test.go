@@ -288,6 +288,25 @@ func TestJudge_countsTheStallFromTheEndOfAnOutage(t *testing.T) {
 	require.Equal(t, time.Second, v.stall)
 }
 
+// What befell the locks of one master excuses nothing on another.
+func TestJudge_isNotLenientWhereAFaultSparedALock(t *testing.T) {
+	overlap := tell(
+		op("a", try, 0, 1, granted, 1), op("b", wait, 2, 20, granted, 2),
+		op("a", release, 30, 31, conflict, 1), op("b", release, 32, 33, done, 2),
+	)
+	stall := tell(op("b", wait, 0, 9000, granted, 1), op("b", release, 9001, 9002, done, 1))
+	befall := func(ids ...string) {
+		overlap.losses = []loss{{from: ms(10), to: ms(11), ids: ids}}
+		stall.outages = []outage{{from: ms(100), to: ms(8000), ids: ids}}
+	}
+	befall("other", overlap.operations[0].id)
+	require.Empty(t, judge(overlap).violations)
+	require.Empty(t, judge(stall).violations)
+	befall("other")
+	require.Len(t, judge(overlap).violations, 2)
+	require.Len(t, judge(stall).violations, 1)
+}
+
 func TestRecorder_joinsCallsAndReturns(t *testing.T) {
 	r := newRecorder()
 	r.record("a", false, event{At: 1, Worker: 1, What: wait, ID: "42", TTL: 7})

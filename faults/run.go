@@ -60,9 +60,7 @@ func runFault(t *testing.T, f fault, seed uint64) *verdict {
 	r.awaitGrants()
 	pass(t.Context(), upTo(r.rand, 500*time.Millisecond))
 	r.strike(f)
-	for _, id := range r.awaitGrants() {
-		r.fleet.leak(id + " was granted to nobody afterwards")
-	}
+	r.demandGrants("afterwards")
 
 	h := r.fleet.stop()
 	h.steady = f.steady
@@ -166,7 +164,7 @@ func (r *run) awaitGrants() (never []string) {
 	if r.fault.revive {
 		lost = r.fault.ttl
 	}
-	r.fleet.awaitFor(patience+lost+time.Second, func() bool {
+	r.fleet.awaitFor(r.fault.lag+lost+patience+time.Second, func() bool {
 		never = nil
 		all := true
 		for id, n := range enough {
@@ -179,6 +177,13 @@ func (r *run) awaitGrants() (never []string) {
 		return all
 	})
 	return never
+}
+
+// demandGrants demands that the ids can be had.
+func (r *run) demandGrants(when string) {
+	for _, id := range r.awaitGrants() {
+		r.fleet.leak(id + " was granted to nobody " + when)
+	}
 }
 
 // startWorker starts a process of ours. Each place needs one, because two that are neighbours share a calm id.
