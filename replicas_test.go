@@ -29,8 +29,18 @@ type pair struct {
 func startPair(t *testing.T) *pair {
 	t.Helper()
 	both := redistest.StartSentinels(t, 1, 0, time.Second)
-	master := both.Master()
-	return &pair{&realRedis{master, master.Client(t)}, both.Replica()}
+	p := &pair{&realRedis{both.Master(), both.Master().Client(t)}, both.Replica()}
+	// A replica that has just come is sent nothing before it has acknowledged the beginning, which takes it up to a second.
+	eventually(t, func() bool {
+		cmds, err := p.admin.Pipelined(t.Context(), func(pipe redis.Pipeliner) error {
+			pipe.Set(t.Context(), "any", "", 0)
+			pipe.Do(t.Context(), "WAIT", 1, 2000)
+			return nil
+		})
+		return err == nil && cmds[1].(*redis.Cmd).Val() == int64(1)
+	}, "in sync")
+	p.do(t, "CONFIG", "RESETSTAT")
+	return p
 }
 
 // confirming makes a Lock whose leases wait for the replica for so long.
@@ -173,7 +183,6 @@ func TestRealReplicas_aLeaseIsReturnedOnceTheReplicaHasIt(t *testing.T) {
 func TestRealReplicas_whatALaggingReplicaDoesNotAcknowledgeIsGivenBack(t *testing.T) {
 	p := startPair(t)
 	l := p.confirming(t, 100*time.Millisecond)
-	require.NoError(t, l.Release(t.Context(), mustAcquire(t, l, "42", time.Minute)))
 	p.replica.Pause()
 	for op, get := range waysToALease {
 		lease, err := get(t.Context(), l, time.Minute)
@@ -200,10 +209,9 @@ func TestRealReplicas_whatALaggingReplicaDoesNotAcknowledgeIsGivenBack(t *testin
 
 func TestRealReplicas_moreThanThereAre(t *testing.T) {
 	p := startPair(t)
-	l := newLock(t, newClient(t, p.options()), redfour.WithReplicas(3, 200*time.Millisecond))
-	eventually(t, func() bool { return p.admin.Do(t.Context(), "WAIT", 1, 1000).Val() == int64(1) }, "in sync")
+	l := newLock(t, newClient(t, p.options()), redfour.WithReplicas(3, time.Second))
 	_, err := l.Acquire(t.Context(), "42", time.Minute)
-	require.EqualError(t, err, `redfour: acquire "42": not acknowledged by enough replicas: 1 of 3 in 200ms`)
+	require.EqualError(t, err, `redfour: acquire "42": not acknowledged by enough replicas: 1 of 3 in 1s`)
 
 	alone := startReal(t)
 	l = newLock(t, newClient(t, alone.options()), redfour.WithReplicas(3, 10*time.Millisecond))
@@ -255,7 +263,7 @@ func TestRealReplicas_leasesThatAreHandedOverAreConfirmedToo(t *testing.T) {
 // The next waiter does not wait for the ttl of a lease that another could not have confirmed.
 func TestRealReplicas_aLeaseThatIsNotConfirmedGoesToTheNextWaiter(t *testing.T) {
 	p := startPair(t)
-	l := p.confirming(t, 300*time.Millisecond)
+	l := p.confirming(t, time.Second)
 	lease := mustAcquire(t, l, "42", time.Minute)
 	waiting := []<-chan acquired{waitFor(t.Context(), l, "42", time.Minute), waitFor(t.Context(), l, "42", time.Minute)}
 	eventually(t, func() bool { return p.admin.LLen(t.Context(), "lock-waiters:42").Val() == 1 }, "queued")
@@ -348,7 +356,7 @@ func TestRealReplicas_aDeadlineAllowsForAnAttemptThatIsStillOnItsWay(t *testing.
 	p := startPair(t)
 	var way link
 	var deliver func()
-	l := p.confirming(t, 100*time.Millisecond, &way)
+	l := p.confirming(t, time.Second, &way)
 	way.afterScript(once(isAcquire, func() error {
 		deliver = way.keepBack()
 		return nil
@@ -405,7 +413,7 @@ func TestRealReplicas_oneConnectionIsEnough(t *testing.T) {
 	p := startPair(t)
 	o := p.options()
 	o.PoolSize, o.PipelinePoolSize = 1, -1
-	l := newLock(t, newClient(t, o), redfour.WithReplicas(1, 500*time.Millisecond))
+	l := newLock(t, newClient(t, o), redfour.WithReplicas(1, 2*time.Second))
 	require.NoError(t, l.Release(t.Context(), mustAcquire(t, l, "42", time.Minute)))
 	p.replica.Pause()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -433,7 +441,7 @@ func TestRealReplicas_nobodyWaitsForThemWithoutTheOption(t *testing.T) {
 // Renew and KeepAlive are not waited for, as is documented.
 func TestRealReplicas_renewalsDoNotWait(t *testing.T) {
 	p := startPair(t)
-	l := p.confirming(t, time.Second)
+	l := p.confirming(t, 4*time.Second)
 	lease := mustAcquire(t, l, "42", time.Minute)
 	p.replica.Pause()
 	require.NoError(t, l.Renew(t.Context(), lease, 2*time.Minute))
@@ -444,7 +452,7 @@ func TestRealReplicas_renewalsDoNotWait(t *testing.T) {
 func TestClusterReplicas_eachMasterHasItsOwn(t *testing.T) {
 	const ids = 60
 	c := redistest.StartCluster(t, 3, 1)
-	l := newLock(t, c.Client(t), redfour.WithReplicas(1, time.Second))
+	l := newLock(t, c.Client(t), redfour.WithReplicas(1, 2*time.Second))
 	at := func(id string) *redistest.Server {
 		lock, _ := clusterNames("lock", id)
 		return c.MasterOf(slot.Of(lock))
@@ -474,7 +482,7 @@ func TestClusterReplicas_eachMasterHasItsOwn(t *testing.T) {
 	replica := c.ReplicaOf(lagging)
 	replica.Pause()
 	_, err := l.Acquire(t.Context(), "0", time.Minute)
-	require.ErrorContains(t, err, "0 of 1 in 1s")
+	require.ErrorContains(t, err, "0 of 1 in 2s")
 	lease := mustAcquire(t, l, strconv.Itoa(elsewhere), time.Minute)
 	require.NoError(t, l.Release(t.Context(), lease))
 	replica.Resume()
@@ -487,7 +495,7 @@ func TestClusterReplicas_aSlotMovesMeanwhile(t *testing.T) {
 	c := redistest.StartCluster(t, 3, 1)
 	var way link
 	client := newClusterClient(t, c, &way)
-	l := newLock(t, client, redfour.WithReplicas(1, time.Second))
+	l := newLock(t, client, redfour.WithReplicas(1, 2*time.Second))
 	require.NoError(t, l.Release(t.Context(), mustAcquire(t, l, "42", time.Minute)))
 	lock, _ := clusterNames("lock", "42")
 	at := slot.Of(lock)

@@ -239,11 +239,15 @@ func (s *subscriber) follow(ctx context.Context, e *ear) bool {
 	}
 	for _, b := range s.bucketsOf(e) {
 		client, addr, err := s.server.master(ctx, b)
-		if err != nil || addr == e.addr {
+		if err != nil {
 			continue
 		}
 		s.mu.Lock()
-		if s.heardBy[b] == e {
+		switch {
+		case s.heardBy[b] != e:
+		case addr == e.addr:
+			e.client = client // Go-redis closes that of a server which has left, and makes another when it is back.
+		default:
 			delete(e.buckets, b)
 			s.addLocked(b, client, addr)
 		}
