@@ -76,7 +76,7 @@ stress-interop: tools ## … those with npm redfour and ioredfour, 3 times
 SEED ?= 1
 faults_length = $(if $(MINUTES),-test.timeout=0 -minutes=$(MINUTES) -test.run='^TestFaults$$',-test.timeout=1h -passes=1)
 .PHONY: faults
-faults: tools ## attack the library with faults, and broken libraries with its judge (9 minutes; SEED=1 MINUTES=30)
+faults: tools ## attack the library with faults, and broken libraries with its judge (11 minutes; SEED=1 MINUTES=30)
 	@binary=$$(mktemp) && trap "rm -f $$binary" EXIT && cd faults && go test -c -o $$binary . && $$binary -test.count=1 -seed=$(SEED) $(faults_length)
 
 # A quick run must not replace the results of a full one.
