@@ -24,6 +24,11 @@ type bucket struct {
 
 	counterKey any // a string, as an any here, so that it is not made one with each call
 	prefix     any // of channels, likewise
+
+	// What is known of one bucket says nothing about another, which may be on a server with another clock.
+	highest atomic.Int64            // index seen so far
+	claimed int64                   // the same of leases that anybody here was given; observe may have left it out. Guarded by subscriber.mu
+	clock   atomic.Pointer[reading] // the last; nil before the first
 }
 
 func newBucket(namespace string) *bucket {

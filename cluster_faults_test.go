@@ -272,6 +272,21 @@ func membersIn(t *testing.T, c *redistest.Cluster, id string) int64 {
 	return n[channel]
 }
 
+// The clocks of masters differ, and so do the indexes that they give. What is ahead in one bucket says nothing about another.
+func TestCluster_anIndexOfOneBucketDoesNotHideAGrantInAnother(t *testing.T) {
+	c := redistest.StartCluster(t, 2, 0)
+	holder, waiter := newLock(t, c.Client(t)), newLock(t, c.Client(t))
+	ids := oneOfEach(t, c)
+	_, counter := clusterNames("lock", ids[0])
+	ahead := time.Now().Add(time.Hour).UnixMicro()
+	require.NoError(t, c.Client(t).Set(t.Context(), counter, ahead, 0).Err())
+	require.Greater(t, mustAcquire(t, waiter, ids[0], time.Minute).Index, ahead)
+
+	lease := mustAcquire(t, holder, ids[1], time.Minute)
+	got := waitFor(t.Context(), waiter, ids[1], time.Minute)
+	requireFollowed(t, c.MasterOf(slotOf(ids[1])), holder, lease, got)
+}
+
 func TestCluster_aMasterThatHangsIsLeftWithinSeconds(t *testing.T) {
 	c := redistest.StartCluster(t, 3, 1, "--cluster-require-full-coverage", "no")
 	holder, waiter, closing := newLock(t, c.Client(t)), newLock(t, c.Client(t)), newLock(t, c.Client(t))

@@ -119,10 +119,11 @@ func (s *subscriber) join(id string, ttl time.Duration) (*line, *waiter) {
 // in it: an earlier line of the id was dropped when it was out of the queue, and whatever
 // it was granted was claimed, or given up. Whatever comes has a greater index.
 func (s *subscriber) newLineLocked(id string) *line {
+	b := s.server.bucket(id)
 	ln := &line{
-		id: id, bucket: s.server.bucket(id), fresh: true, news: errNoAnswer,
+		id: id, bucket: b, fresh: true, news: errNoAnswer,
 		failures: backoff{min: shortestRetry, max: longestRetry},
-		claimed:  max(s.server.highest.Load(), s.claimed),
+		claimed:  max(b.highest.Load(), b.claimed),
 	}
 	s.lines[id] = ln
 	return ln
@@ -482,8 +483,8 @@ func (s *subscriber) giveLocked(ln *line, y yield) bool {
 
 // claimLocked tells whether the lease has not been claimed before, and claims it.
 func (s *subscriber) claimLocked(ln *line, y yield) bool {
-	index := y.lease.Index
-	s.claimed = max(s.claimed, index)
+	index, b := y.lease.Index, s.server.bucket(y.lease.ID)
+	b.claimed = max(b.claimed, index)
 	if ln == nil {
 		return true
 	}
@@ -540,7 +541,7 @@ func (s *subscriber) hear(e *ear, b *bucket, g grant) {
 		return
 	}
 	y := yield{out: true}
-	y.lease, y.exact = s.server.lease(g) // Now, because a line that is made later does not claim what was seen before.
+	y.lease, y.exact = s.server.lease(b, g) // Now, because a line that is made later does not claim what was seen before.
 	ln := s.lines[g.id]
 	switch {
 	case y.lease.Remaining() <= 0:

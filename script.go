@@ -434,10 +434,8 @@ type server struct {
 
 	acquiring, releasing *script // as this server needs them
 
-	highest atomic.Int64              // index seen so far in this namespace
 	timers  sync.Pool                 // of *time.Timer, stopped; of this Lock alone, because a test's bubble must not share them
 	refused atomic.Pointer[time.Time] // when the user was last found to have no right to queues
-	clock   atomic.Pointer[reading]   // the last; nil before the first
 }
 
 func newServer(life context.Context, client redis.UniversalClient, namespace string, c *crew.Crew) *server {
@@ -498,8 +496,8 @@ type place struct {
 func (s *server) acquire(
 	ctx context.Context, d time.Duration, id, token string, ttl time.Duration, p place,
 ) (reply, error) {
-	b, sc, highest := s.bucket(id), s.acquiring, s.highest.Load()
-	lock := b.lock(id)
+	b, sc := s.bucket(id), s.acquiring
+	lock, highest := b.lock(id), b.highest.Load()
 	if p.entry != "" {
 		r, err := s.run(ctx, d, b, sc, append(sc.words(3, 8),
 			lock, b.counterKey, b.queue(id), ttl.Milliseconds(), token, highest,
@@ -587,7 +585,7 @@ func (s *server) sendReleaseAs(ctx context.Context, id, index, token string, h h
 	if !s.mayQueue() {
 		return s.sendAloneRelease(ctx, b, lock, index, token)
 	}
-	words := append(sc.words(3, 9), lock, b.counterKey, b.queue(id), index, token, b.prefix, s.highest.Load())
+	words := append(sc.words(3, 9), lock, b.counterKey, b.queue(id), index, token, b.prefix, b.highest.Load())
 	if h.token != "" {
 		words = append(words, h.token, h.ttl.Milliseconds(), flag(h.turn), h.entry, flag(h.more))
 	}
@@ -763,7 +761,7 @@ func (s *server) read(c *call) (reply, error) {
 	r := reply{status: statusDone, sent: c.Sent()}
 	if index, ok := cmd.Val().(int64); ok {
 		r.index = index
-		s.observe(index)
+		c.bucket.observe(index)
 		return r, nil
 	}
 	values, err := cmd.Int64Slice()
@@ -777,10 +775,10 @@ func (s *server) read(c *call) (reply, error) {
 	// Whoever set the expiry of a foreign lock may have set more than a Duration holds.
 	r.left = time.Duration(min(values[2], math.MaxInt64/int64(time.Millisecond))) * time.Millisecond
 	if r.status != statusGranted { // It may be this member's own, and must not look as if it had been claimed.
-		s.observe(r.index)
+		c.bucket.observe(r.index)
 	}
 	if micros := values[3]; micros > 0 {
-		s.clock.Store(&reading{r.sent, micros})
+		c.bucket.clock.Store(&reading{r.sent, micros})
 	}
 	return r, nil
 }
@@ -817,10 +815,10 @@ func (b *bucket) parseGrant(message string) (g grant, ok bool) {
 // lease makes the lease that a grant tells of. Its deadline follows from the server's clock, then
 // and at the last reply: a message may have been on its way for long. It is exact unless that
 // clock contradicts ours, by which the lease cannot last longer than its ttl from now.
-func (s *server) lease(g grant) (lease *Lease, exact bool) {
+func (s *server) lease(b *bucket, g grant) (lease *Lease, exact bool) {
 	now := time.Now()
 	sent := now
-	if r := s.clock.Load(); r != nil {
+	if r := b.clock.Load(); r != nil {
 		since := min(max(g.micros-r.micros-1, -farMicros), farMicros) // Both were rounded down.
 		sent = r.sent.Add(time.Duration(since) * time.Microsecond)
 		exact = !sent.After(now)
@@ -828,7 +826,7 @@ func (s *server) lease(g grant) (lease *Lease, exact bool) {
 	if !exact {
 		sent = now
 	}
-	s.observe(g.index)
+	b.observe(g.index)
 	return newLease(g.id, s.grantToken(g.index), g.ttl, reply{index: g.index, left: g.ttl, sent: sent}), exact
 }
 
@@ -840,15 +838,15 @@ func (s *server) grantToken(index int64) string {
 	return s.member + ":" + strconv.FormatInt(index, 10)
 }
 
-// observe remembers the highest index. One that the clock will not reach before
+// observe remembers the highest index of a bucket. One that the clock will not reach before
 // the next century is not ours, and must not drive ours beyond 2^53.
-func (s *server) observe(index int64) {
+func (b *bucket) observe(index int64) {
 	if index >= farIndex {
 		return
 	}
 	for {
-		highest := s.highest.Load()
-		if index <= highest || s.highest.CompareAndSwap(highest, index) {
+		highest := b.highest.Load()
+		if index <= highest || b.highest.CompareAndSwap(highest, index) {
 			return
 		}
 	}

@@ -48,7 +48,6 @@ type subscriber struct {
 	backlog []look           // by lines that wait for their turn
 	looking int              // goroutines that make attempts
 	entries int              // made so far
-	claimed int64            // the highest index of a lease that anybody here was given; observe may have left it out
 	ears    map[string]*ear  // by the address of their server in a cluster; elsewhere there is one at most, under ""
 	heardBy map[*bucket]*ear // nil while it is being found out where a bucket is
 	idle    *time.Timer      // closes the ears after the last line has gone; nil before the first
