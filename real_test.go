@@ -792,17 +792,11 @@ func TestRealRights_aRefusalIsNotAForeignKey(t *testing.T) {
 
 // The README names the rights that a user needs, for the hand-over and without. Everything works with these.
 func TestRealRights_theREADMEsAreEnough(t *testing.T) {
-	text, err := os.ReadFile("README.md")
-	require.NoError(t, err)
-	rules := regexp.MustCompile(`(?m)^ +ACL SETUSER app on >secret (.*)$`).FindAllSubmatch(text, -1)
+	rules := readmeRights(t, "app")
 	require.Len(t, rules, 2)
 	for _, rule := range rules {
 		r := startReal(t)
-		var words []any
-		for word := range strings.FieldsSeq(string(rule[1])) {
-			words = append(words, word)
-		}
-		login := r.user(t, words...)
+		login := r.user(t, rule...)
 		var ways [2]link
 		var locks [2]*redfour.Lock
 		for i := range locks {
@@ -820,6 +814,21 @@ func TestRealRights_theREADMEsAreEnough(t *testing.T) {
 		_, err := l.Acquire(t.Context(), "foreign", time.Minute)
 		require.ErrorContains(t, err, `key "lock:foreign" is a string`)
 	}
+}
+
+// readmeRights returns the sets of rights that the README gives a user.
+func readmeRights(t *testing.T, user string) (sets [][]any) {
+	t.Helper()
+	text, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	for _, rule := range regexp.MustCompile(`(?m)^ +ACL SETUSER `+user+` on >secret (.*)$`).FindAllSubmatch(text, -1) {
+		var words []any
+		for word := range strings.FieldsSeq(string(rule[1])) {
+			words = append(words, word)
+		}
+		sets = append(sets, words)
+	}
+	return sets
 }
 
 // A member that may subscribe, but not use the queues, hears of open releases only. It must not be counted among those
