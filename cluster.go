@@ -128,7 +128,7 @@ func (s *server) endBatchers() {
 	}
 }
 
-// heard notes what the outcome of a script says about the cluster. After any trouble with a master the client asks for the slots
+// heard notes what the outcome of a script, or of a subscription, says about the cluster. After any trouble with a master the client asks for the slots
 // again, because it would keep to a dead one for a minute. It asks at most five times a second.
 func (s *server) heard(err error) {
 	switch t := s.topology; {
@@ -180,12 +180,6 @@ if type(write) == "table" then return write end
 local n = redis.pcall("PUBSUB", "SHARDNUMSUB", ARGV[1])
 return n.err and n or n[2]
 `)
-
-// counts tells whether this member subscribes to its inbox on the server that runs the scripts for b. It believes so if there is no answer.
-func (s *server) counts(ctx context.Context, b *bucket) bool {
-	r, err := s.run(ctx, pingEvery, b, countScript, append(countScript.words(1, 1), b.lock(""), s.inbox(b)))
-	return err != nil || r.index > 0
-}
 
 // unknownCommand tells whether a server says so.
 func unknownCommand(err error) bool {

@@ -472,15 +472,12 @@ func (s *server) moves() bool {
 // hears tells whether this member subscribes to its inbox, on the server that runs the
 // scripts. It believes so if there is no answer.
 func (s *server) hears(ctx context.Context, b *bucket) bool {
-	master, _, err := s.master(ctx, b)
-	if err != nil {
-		return true
-	}
-	channel, count := s.inbox(b), master.PubSubNumSub
+	channel := s.inbox(b)
 	if s.topology != nil {
-		count = master.PubSubShardNumSub
+		r, err := s.run(ctx, pingEvery, b, countScript, append(countScript.words(1, 1), b.lock(""), channel))
+		return err != nil || r.index > 0
 	}
-	subscribers, err := count(ctx, channel).Result()
+	subscribers, err := s.client.PubSubNumSub(ctx, channel).Result()
 	return err != nil || subscribers[channel] > 0
 }
 

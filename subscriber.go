@@ -105,11 +105,12 @@ func (s *subscriber) wakeAll(b *bucket) {
 	defer s.mu.Unlock()
 	spread := time.Duration(len(s.lines)) * lookSpread
 	for _, ln := range s.lines {
-		switch pause := mathrand.N(spread); {
-		case ln.bucket != b:
-		case ln.trying:
+		if ln.bucket != b {
+			continue
+		}
+		if ln.trying {
 			s.wakeLocked(ln, false)
-		case pause < time.Until(ln.due):
+		} else if pause := mathrand.N(spread); pause < time.Until(ln.due) {
 			s.lookInLocked(ln, pause)
 		}
 	}
@@ -489,9 +490,5 @@ func (n *subscription) ping(ctx context.Context) error {
 func (n *subscription) isPlaced(ctx context.Context, b *bucket) bool {
 	ctx, cancel := context.WithTimeout(ctx, pingEvery)
 	defer cancel()
-	s := n.subscriber.server
-	if s.topology != nil {
-		return s.counts(ctx, b)
-	}
-	return s.hears(ctx, b)
+	return n.subscriber.server.hears(ctx, b)
 }

@@ -7,12 +7,11 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/redfour-go/redfour/internal/slot"
 )
 
-const (
-	slots    = 16384            // of every cluster
-	formTime = 30 * time.Second // for which a cluster may form
-)
+const formTime = 30 * time.Second // for which a cluster may form
 
 // A cluster is the masters of a Redis Cluster, which share the slots evenly. They have no replicas.
 type cluster []*server
@@ -53,7 +52,7 @@ func (c *cluster) start(ctx context.Context, dir string, masters int) error {
 		// An epoch can be set before the servers meet only. If they all had the same, they would have to settle it.
 		err = errors.Join(
 			s.client.Do(ctx, "CLUSTER", "SET-CONFIG-EPOCH", i+1).Err(),
-			s.client.ClusterAddSlotsRange(ctx, i*slots/masters, (i+1)*slots/masters-1).Err(),
+			s.client.ClusterAddSlotsRange(ctx, i*slot.Slots/masters, (i+1)*slot.Slots/masters-1).Err(),
 		)
 		if err != nil {
 			return err

@@ -14,10 +14,9 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-)
 
-// slots is how many hash slots every Redis Cluster has.
-const slots = 16384
+	"github.com/redfour-go/redfour/internal/slot"
+)
 
 // Cluster is a Redis Cluster on 127.0.0.1. Like its servers it belongs to the test that started it: its methods are for one goroutine at
 // a time, and those that fail end that test. They ask the servers that run; a paused one runs, and a method that waits for all servers to
@@ -106,7 +105,7 @@ func (c *Cluster) assignSlots(masters int) {
 	for i, m := range c.members {
 		c.do(m, "CLUSTER", "SET-CONFIG-EPOCH", i+1)
 		if i < masters {
-			c.do(m, "CLUSTER", "ADDSLOTSRANGE", i*slots/masters, (i+1)*slots/masters-1)
+			c.do(m, "CLUSTER", "ADDSLOTSRANGE", i*slot.Slots/masters, (i+1)*slot.Slots/masters-1)
 		}
 	}
 }
