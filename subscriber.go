@@ -288,17 +288,19 @@ type channel struct {
 
 // run lives as long as the subscription, and returns why it ended.
 func (n *subscription) run(ctx context.Context) error {
+	var helpers sync.WaitGroup
+	defer helpers.Wait()
 	ctx, cancel := context.WithCancel(ctx)
-	n.pubsub = n.ear.client.Subscribe(ctx) // to no channel: this does not connect yet
-	err := n.add(ctx)
-
-	// Only now, because a ping would wait for the connection beyond its own time,
-	// and then break it.
-	var pinger sync.WaitGroup
-	defer pinger.Wait()
 	defer cancel()
 	defer n.subscriber.deafen(n.ear)
-	pinger.Go(func() { n.checkOn(ctx) })
+	n.pubsub = n.ear.client.Subscribe(ctx) // to no channel: this does not connect yet
+	if n.subscriber.server.topology != nil {
+		helpers.Go(func() { n.lookAround(ctx) })
+	}
+	err := n.add(ctx)
+	// Only now, because a ping would wait for the connection beyond its own time,
+	// and then break it.
+	helpers.Go(func() { n.checkOn(ctx) })
 	for err == nil {
 		var message any
 		message, err = receive(ctx, n.pubsub)
@@ -316,6 +318,15 @@ func (n *subscription) run(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// lookAround gives the buckets of the ear to others while its server does not answer: that may hang, and another may have become the
+// master long before the client gives up.
+func (n *subscription) lookAround(ctx context.Context) {
+	for sleep(ctx, ctx, pingEvery) && !n.confirmed() {
+		n.subscriber.server.topology.client.ReloadState(ctx)
+		n.subscriber.follow(ctx, n.ear)
+	}
 }
 
 // add subscribes to the channels of the buckets that were added to the ear. Those of a bucket are in one slot, and a command may
