@@ -423,15 +423,19 @@ func (l *Lock) WaitAcquire(ctx context.Context, id string, ttl time.Duration) (*
 	if err := l.replication.checkTTL(ttl); err != nil {
 		return nil, wrap("wait for", id, err)
 	}
-	lease, err := l.wait(ctx, id, ttl.Truncate(time.Millisecond))
+	var lease *Lease
+	var err error
+	if l.replication.replicas == 0 {
+		lease, err = l.subscriber.wait(ctx, id, ttl.Truncate(time.Millisecond))
+	} else {
+		lease, err = l.waitConfirmed(ctx, id, ttl.Truncate(time.Millisecond))
+	}
 	return lease, wrap("wait for", id, err)
 }
 
-// wait is WaitAcquire without its checks.
-func (l *Lock) wait(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
-	if l.replication.replicas == 0 {
-		return l.subscriber.wait(ctx, id, ttl)
-	}
+// waitConfirmed waits for a lease, and for replicas to have it. It stands by itself because the frames of those who wait for long are
+// as much of their memory as the rest.
+func (l *Lock) waitConfirmed(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
 	l.crew.Join() // as in acquire: what is not confirmed does not stay behind
 	defer l.crew.Leave()
 	if l.life.Err() != nil {
