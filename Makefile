@@ -82,7 +82,7 @@ faults: tools ## attack the library with faults, and broken libraries with its j
 # A quick run must not replace the results of a full one.
 bench_flags = $(if $(QUICK),-quick -out quick,-out results)
 .PHONY: bench
-bench: tools ## measure the library beside others, into bench/results (19 minutes; QUICK=1: 3 minutes, into bench/quick)
+bench: tools ## measure the library beside others, into bench/results (21 minutes; QUICK=1: 3 minutes, into bench/quick)
 	@[ -e $(bench_packages) ] || echo "the npm libraries are not measured"
 	@cd bench && go run . $(bench_flags)
 
