@@ -116,7 +116,7 @@ func askingClient(t *testing.T, c *redistest.Cluster, s *redistest.Server) *redi
 
 // slotsOf returns what redis.ClusterOptions want to be told.
 func slotsOf(ctx context.Context, client redis.Cmdable) ([]redis.ClusterSlot, error) {
-	return client.ClusterSlots(ctx).Result() //nolint:staticcheck // See above.
+	return client.ClusterSlots(ctx).Result()
 }
 
 // Redis 6 knows no channels that belong to slots. (SHARDNUMSUB cannot be taken away from these servers, because it is a word of another
