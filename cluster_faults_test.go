@@ -331,8 +331,9 @@ func TestCluster_aMasterThatHangsIsLeftWithinSeconds(t *testing.T) {
 	require.NoError(t, waiter.Release(t.Context(), takeLease(t, got)))
 	t.Logf("served %v after that, and %v after the promotion",
 		time.Since(released).Round(time.Millisecond), time.Since(promoted).Round(time.Millisecond))
-	// The subscription is given up after 2.5 s, and looks around a second later, and after the client has heard of the promotion.
-	require.Less(t, time.Since(promoted), 5*time.Second)
+	// The subscription is given up 2.5 s after the last word of the server, which may be later, and looks around within a second or two.
+	// Connecting to the server that hangs takes 5 s.
+	require.Less(t, time.Since(promoted), 3*time.Second)
 	require.Less(t, take(t, closed), 6*time.Second)
 	slowest := elsewhere()
 	t.Logf("the slowest section elsewhere took %v", slowest.Round(time.Millisecond))
