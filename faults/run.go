@@ -257,7 +257,7 @@ func (r *run) checkEnd(h *history, v *verdict) {
 	}
 	for _, key := range r.keys() {
 		if key != namespace+"index" {
-			v.violate("end: key %s is left", key)
+			v.violate("end: key %s is left: %v", key, r.contents(key))
 		}
 	}
 	for _, client := range r.connections() {
@@ -284,6 +284,13 @@ func (r *run) keys() []string {
 		}
 	}
 	return all
+}
+
+// contents returns what can be told of a key that should not be there; outside a cluster, whose keys have other names here.
+func (r *run) contents(key string) any {
+	hash, _ := r.admins[0].HGetAll(r.t.Context(), key).Result()
+	list, _ := r.admins[0].LRange(r.t.Context(), key, 0, -1).Result()
+	return fmt.Sprint(hash, list, ", ", r.admins[0].PTTL(r.t.Context(), key).Val(), " left")
 }
 
 // connections returns what the servers say of connections that have to be closed by now. With Sentinel, and in a cluster, some
