@@ -91,7 +91,7 @@ func (s *server) batcherFor(b *bucket) *batch.Batcher {
 		}
 	}
 	if t.masters[to] == nil {
-		t.masters[to] = batch.New(s.life, t.client, s.crew, patience)
+		t.masters[to] = s.newBatcher()
 		if t.ended {
 			t.masters[to].End()
 		}

@@ -36,14 +36,14 @@ func TestCluster_names(t *testing.T) {
 		{"{one}slot", "42", "{one}slot:42", "{one}slotindex", "{one}slot-waiters:42", "{one}slot-release"},
 	} {
 		client := c.Client(t)
-		a, b := newLock(t, client, redfour.WithNamespace(row.namespace)), newLock(t, client, redfour.WithNamespace(row.namespace))
+		a, b := newLock(t, client, redfour.WithNamespace(row.namespace), redfour.WithOwner("me")), newLock(t, client, redfour.WithNamespace(row.namespace))
 		heard := client.SSubscribe(t.Context(), row.release)
 		t.Cleanup(func() { _ = heard.Close() })
 		_, err := heard.Receive(t.Context())
 		require.NoError(t, err)
 
 		lease := mustAcquire(t, a, row.id, time.Minute)
-		require.Equal(t, map[string]string{"index": fmt.Sprint(lease.Index), "token": lease.Token},
+		require.Equal(t, map[string]string{"index": fmt.Sprint(lease.Index), "token": lease.Token, "owner": "me"},
 			client.HGetAll(t.Context(), row.lock).Val())
 		require.Equal(t, fmt.Sprint(lease.Index), client.Get(t.Context(), row.counter).Val())
 		got := waitFor(t.Context(), b, row.id, time.Minute)

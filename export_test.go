@@ -8,6 +8,7 @@ var (
 	LeaveScript   = leaveScript.source
 	ReleaseScript = releaseScript.source
 	RenewScript   = renewScript.source
+	InspectScript = inspectScript.source
 )
 
 // NamesIn returns every name of an id's keys and channels, in a cluster or elsewhere; or why there are none.

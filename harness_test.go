@@ -132,7 +132,9 @@ func once(match func(redis.Cmder) bool, f func() error) func(context.Context, re
 }
 
 // Scripts are told apart by their keys and arguments.
-func isAcquire(cmd redis.Cmder) bool { return keys(cmd) >= 2 && !isRelease(cmd) && !isLeave(cmd) }
+func isAcquire(cmd redis.Cmder) bool {
+	return keys(cmd) >= 2 && !isRelease(cmd) && !isLeave(cmd) && !isInspect(cmd)
+}
 
 func isRelease(cmd redis.Cmder) bool {
 	args := cmd.Args()
@@ -141,7 +143,13 @@ func isRelease(cmd redis.Cmder) bool {
 }
 
 func isLeave(cmd redis.Cmder) bool { return strings.Contains(argument(cmd.Args(), 4), "-waiters:") }
-func isRenew(cmd redis.Cmder) bool { return keys(cmd) == 1 && !isRelease(cmd) }
+func isRenew(cmd redis.Cmder) bool { return keys(cmd) == 1 && !isRelease(cmd) && !isInspect(cmd) }
+
+// isInspect tells of the script that looks, and of the one that does so for the library itself.
+func isInspect(cmd redis.Cmder) bool {
+	args := cmd.Args()
+	return len(args) == 4+keys(cmd) && strings.HasSuffix(argument(args, len(args)-1), "-")
+}
 
 func keys(cmd redis.Cmder) int {
 	n, _ := cmd.Args()[2].(int)
@@ -157,7 +165,7 @@ func argument(args []any, i int) string {
 func valuesOf(cmd redis.Cmder) ([]int64, error) {
 	reply, ok := cmd.(interface {
 		Val() any
-		Int64Slice() ([]int64, error)
+		Slice() ([]any, error)
 	})
 	if !ok {
 		return nil, fmt.Errorf("%s has no reply of a script", cmd.Name())
@@ -165,7 +173,12 @@ func valuesOf(cmd redis.Cmder) ([]int64, error) {
 	if index, ok := reply.Val().(int64); ok && cmd.Err() == nil {
 		return []int64{1, index, 0, 0}, nil
 	}
-	return reply.Int64Slice()
+	values, err := reply.Slice()
+	numbers := make([]int64, min(4, len(values)))
+	for i := range numbers {
+		numbers[i], _ = values[i].(int64)
+	}
+	return numbers, err
 }
 
 // lostReply is what go-redis returns when the server hung up before it answered.

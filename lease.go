@@ -48,7 +48,7 @@ func (l *Lease) key() leaseKey { return leaseKey{l.ID, l.Index, l.Token} }
 func newLease(id, token string, ttl time.Duration, r reply) *Lease {
 	return &Lease{
 		ID: id, Index: r.index, Token: token, TTL: ttl,
-		state: &leaseState{deadline: r.sent.Add(min(ttl, r.left)), ttl: ttl},
+		state: &leaseState{got: r.sent, deadline: r.sent.Add(min(ttl, r.left)), ttl: ttl},
 	}
 }
 
@@ -222,6 +222,7 @@ func (l *Lock) confirmOnce(ctx context.Context, lease *Lease) (acked int64, err 
 type leaseState struct {
 	mu       sync.Mutex    // guards what follows; taken by lock
 	same     *leaseState   // what counts instead of this; nil: this does
+	got      time.Time     // when it was asked for; zero: not here
 	deadline time.Time     // zero: not known here
 	before   time.Time     // deadline, before the last attempt to renew
 	ttl      time.Duration // of the last grant or renewal
@@ -229,6 +230,7 @@ type leaseState struct {
 	over     error         // why the lease does not hold; nil while it may
 	overAt   time.Time     // when that became known
 	released bool          // a release was sent in time, and may have run
+	told     bool          // that it was lost
 
 	turn    chan struct{}   // holds one element while a renewal is made; nil before the first
 	renewal chan struct{}   // closed when the last one is over; nil before the first
@@ -264,6 +266,9 @@ func (s *leaseState) join(other *leaseState) {
 	other = other.lock()
 	defer other.mu.Unlock()
 	s.same = other
+	if other.got.IsZero() {
+		other.got = s.got
+	}
 	if other.deadline.IsZero() {
 		other.deadline = s.deadline
 	}
@@ -336,14 +341,35 @@ func (s *leaseState) attemptTime() time.Duration {
 	return min(patience, max(left/3, 10*time.Millisecond))
 }
 
-// end says that the lease does not hold, and why.
-func (s *leaseState) end(why error) {
+// end says that the lease does not hold, and why. It returns false if that is known.
+func (s *leaseState) end(why error) (first bool) {
 	s = s.lock()
 	defer s.mu.Unlock()
-	if s.over == nil {
-		s.over, s.overAt = why, time.Now()
-		s.tellKeepers()
+	if s.over != nil {
+		return false
 	}
+	s.over, s.overAt = why, time.Now()
+	s.tellKeepers()
+	return true
+}
+
+// tell returns whether it is still to be told that the lease was lost, and true only once.
+func (s *leaseState) tell() bool {
+	s = s.lock()
+	defer s.mu.Unlock()
+	told := s.told
+	s.told = true
+	return !told
+}
+
+// heldFor returns for how long the lease was held at that time, or 0 if it was got elsewhere.
+func (s *leaseState) heldFor(then time.Time) time.Duration {
+	s = s.lock()
+	defer s.mu.Unlock()
+	if s.got.IsZero() {
+		return 0
+	}
+	return then.Sub(s.got)
 }
 
 // takeTurn waits until no other renewal of this lease is made here, so that the
@@ -452,8 +478,8 @@ func (s *leaseState) wasReleased() bool {
 }
 
 // renewOnce makes one attempt to renew for ttl, or whenDue, and waits neither for ever
-// nor after ctx.
-func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, ttl time.Duration) error {
+// nor after ctx. It should have begun at due, unless that is zero.
+func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, ttl time.Duration, due time.Time) error {
 	patience := state.attemptTime()
 	bounded, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -469,6 +495,11 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 	if over == nil {
 		return err
 	}
+	began := time.Now()
+	late := time.Duration(0)
+	if !due.IsZero() {
+		late = began.Sub(due)
+	}
 	r, err := l.server.renew(ctx, patience, key, ttl)
 	if c := unheard(err); c != nil {
 		l.crew.Start(func() {
@@ -478,20 +509,23 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 	} else {
 		close(over)
 	}
+	first := false // to find that the lease is lost
 	switch {
 	case err != nil && judge(err) == unknown:
 		state.unresolved(ttl)
-		return err
 	case err != nil:
 		state.refused(over)
-		return err
 	case r.status != statusDone:
-		err := notHeld(r)
-		state.end(err)
-		return err
+		err = notHeld(r)
+		first = state.end(err)
+	default:
+		state.renewed(r.sent, ttl)
 	}
-	state.renewed(r.sent, ttl)
-	return nil
+	l.events.renewed(ctx, key, began, late, err)
+	if first {
+		l.lost(key, state, err)
+	}
+	return err
 }
 
 // renewing tells whether a renewal has begun and is not over.
@@ -711,12 +745,13 @@ func (l *Lock) runKeeper(ctx context.Context, k *keeper) error {
 			return over
 		}
 		due, deadline := k.state.terms(started)
+		begin := due
 		if retry.After(due) {
-			due = retry
+			begin = retry
 		}
 		next := deadline
-		if pending == nil && due.Before(deadline) {
-			next = due
+		if pending == nil && begin.Before(deadline) {
+			next = begin
 		}
 		timer.Reset(time.Until(next))
 
@@ -738,11 +773,13 @@ func (l *Lock) runKeeper(ctx context.Context, k *keeper) error {
 			now := time.Now()
 			switch {
 			case !now.Before(deadline):
-				return deadlinePassed(last)
-			case pending == nil && !now.Before(due):
+				err := deadlinePassed(last)
+				l.lost(k.key, k.state, err)
+				return err
+			case pending == nil && !now.Before(begin):
 				pending = make(chan error, 1)
 				result := pending
-				l.crew.Start(func() { result <- l.renewOnce(ctx, k.key, k.state, whenDue) })
+				l.crew.Start(func() { result <- l.renewOnce(ctx, k.key, k.state, whenDue, due) })
 			}
 		}
 	}

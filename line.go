@@ -41,6 +41,7 @@ type line struct {
 
 	timer  *time.Timer // the next look; nil before the first
 	due    time.Time   // when that is
+	woken  bool        // it is because of a wake-up, which was told
 	expiry bool        // it is the end of the holder's lease
 
 	entry   string    // what stands for the line in the queue
@@ -109,6 +110,7 @@ func (s *subscriber) join(id string, ttl time.Duration) (*line, *waiter) {
 		ln = s.newLineLocked(id)
 	}
 	w.place = ln.waiters.PushBack(w)
+	s.waiters++
 	if ln.first() == w {
 		s.wakeLocked(ln, false)
 	}
@@ -146,15 +148,22 @@ func (s *subscriber) leave(ln *line, w *waiter) (left bool, news error) {
 	if w.place == nil {
 		return false, nil
 	}
-	ln.waiters.Remove(w.place)
-	w.place = nil
+	s.removeLocked(ln, w)
 	news = ln.news
 	if locked, ok := errors.AsType[*LockedError](news); ok {
-		ttl := max(0, locked.TTL-time.Since(ln.seen)).Truncate(time.Millisecond)
-		news = &LockedError{ID: locked.ID, Index: locked.Index, TTL: ttl}
+		now := *locked
+		now.TTL = max(0, locked.TTL-time.Since(ln.seen)).Truncate(time.Millisecond)
+		news = &now
 	}
 	s.clearLocked(ln)
 	return true, news
+}
+
+// removeLocked takes a waiter out of its line.
+func (s *subscriber) removeLocked(ln *line, w *waiter) {
+	ln.waiters.Remove(w.place)
+	w.place = nil
+	s.waiters--
 }
 
 // clearLocked does what remains to be done for a line that nobody waits in, if nothing is in flight: it
@@ -191,21 +200,17 @@ func (s *subscriber) dropLocked(ln *line) {
 
 // wake makes the line of id look at its lock, if there is one; after a pause, if it is told
 // to be shy.
-func (s *subscriber) wake(id string, shy bool) {
+func (s *subscriber) wake(id string, shy bool, by wakeup) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if ln := s.lines[id]; ln != nil {
-		s.wakeLocked(ln, shy)
+	ln := s.lines[id]
+	told := ln != nil && ln.first() != nil
+	if ln != nil {
+		// A member that held the lock would have handed it over, so that a message of its release was of an open one.
+		s.wakeLocked(ln, shy || by == byMessage && ln.ours)
 	}
-}
-
-// released wakes the line of id because of a message. A member that held the lock would have handed it over, so that
-// was an open release.
-func (s *subscriber) released(id string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if ln := s.lines[id]; ln != nil {
-		s.wakeLocked(ln, ln.ours)
+	s.mu.Unlock()
+	if told {
+		s.events.woken(id, by)
 	}
 }
 
@@ -217,6 +222,7 @@ func (s *subscriber) wakeLocked(ln *line, shy bool) {
 	case shy: // What is due before is not put off.
 		if pause := shyPause(); pause < time.Until(ln.due) {
 			s.lookInLocked(ln, pause)
+			ln.woken = true
 		}
 	default:
 		s.beginLocked(ln, false)
@@ -228,7 +234,7 @@ func shyPause() time.Duration { return time.Millisecond + mathrand.N(2*time.Mill
 
 // lookInLocked sets the timer of a line that has no attempt in flight.
 func (s *subscriber) lookInLocked(ln *line, d time.Duration) {
-	ln.due, ln.expiry = time.Now().Add(d), false
+	ln.due, ln.expiry, ln.woken = time.Now().Add(d), false, false
 	if ln.timer == nil {
 		ln.timer = time.AfterFunc(d, func() { s.look(ln) })
 	} else {
@@ -239,10 +245,15 @@ func (s *subscriber) lookInLocked(ln *line, d time.Duration) {
 // look is called by the timer of ln.
 func (s *subscriber) look(ln *line) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	// The timer may have fired while an attempt began, or while ln was dropped.
-	if s.lines[ln.id] == ln && !ln.trying {
+	looks := s.lines[ln.id] == ln && !ln.trying
+	told := looks && !ln.woken && ln.first() != nil
+	if looks {
 		s.beginLocked(ln, ln.expiry)
+	}
+	s.mu.Unlock()
+	if told {
+		s.events.woken(ln.id, byTimer)
 	}
 }
 
@@ -331,7 +342,7 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 		ln.queued = ln.queued || r.index >= ln.out
 	}
 	ln.ours = r.status == statusQueued
-	ln.toldLocked(&LockedError{ID: ln.id, Index: r.index, TTL: r.left})
+	ln.toldLocked(r.locked(ln.id))
 	return s.restLocked(ln)
 }
 
@@ -385,6 +396,7 @@ func (s *subscriber) restLocked(ln *line) bool {
 	if ln.again {
 		ln.again, ln.shy = false, false
 		s.lookInLocked(ln, shyPause())
+		ln.woken = true
 		return false
 	}
 	left := longestLook
@@ -441,6 +453,9 @@ func (s *subscriber) give(ln *line, y yield) (err error) {
 		s.mu.Lock()
 		if s.giveLocked(ln, y) {
 			s.mu.Unlock()
+			if y.local {
+				s.events.woken(ln.id, byRelease)
+			}
 			return nil
 		}
 		var w *waiter
@@ -460,8 +475,9 @@ func (s *subscriber) give(ln *line, y yield) (err error) {
 				continue
 			}
 		}
+		s.events.counts.grantsReturned.Add(1)
 		s.server.giveBack(context.WithoutCancel(s.life), y.lease.key())
-		s.wake(y.lease.ID, false)
+		s.wake(y.lease.ID, false, byRelease)
 		return err
 	}
 }
@@ -485,9 +501,18 @@ func (s *subscriber) giveLocked(ln *line, y yield) bool {
 func (s *subscriber) claimLocked(ln *line, y yield) bool {
 	index, b := y.lease.Index, s.server.bucket(y.lease.ID)
 	b.claimed = max(b.claimed, index)
-	if ln == nil {
-		return true
+	if ln != nil && !s.gateLocked(ln, y) {
+		return false
 	}
+	if y.quest == nil {
+		s.events.counts.grantsClaimed.Add(1)
+	}
+	return true
+}
+
+// gateLocked is claimLocked where there is a line.
+func (s *subscriber) gateLocked(ln *line, y yield) bool {
+	index := y.lease.Index
 	if index <= ln.claimed || y.quest != nil && !y.quest.win(index) {
 		return false
 	}
@@ -510,8 +535,7 @@ func (s *subscriber) claimLocked(ln *line, y yield) bool {
 }
 
 func (s *subscriber) serveLocked(ln *line, w *waiter, what served) {
-	ln.waiters.Remove(w.place)
-	w.place = nil
+	s.removeLocked(ln, w)
 	w.served <- what
 }
 
@@ -520,7 +544,8 @@ func (s *subscriber) serveLocked(ln *line, w *waiter, what served) {
 // about an earlier lease: nobody can have released this one yet.
 func (s *subscriber) heldHereLocked(ln *line, y yield) {
 	ln.ours = true
-	ln.toldLocked(&LockedError{ID: ln.id, Index: y.lease.Index, TTL: y.lease.Remaining()})
+	owner, _ := s.server.owner.(string)
+	ln.toldLocked(&LockedError{ID: ln.id, Index: y.lease.Index, TTL: y.lease.Remaining(), Owner: owner})
 	ln.again, ln.shy = ln.trying && y.tried == nil, false
 	switch {
 	case ln.trying:
@@ -535,23 +560,34 @@ func (s *subscriber) heldHereLocked(ln *line, y yield) {
 // than the lease lasts only makes the line look, which finds the lease if it is there after all. What an ear hears that
 // was closed does not count: Close and idling have left the queues, and been told what was granted.
 func (s *subscriber) hear(e *ear, b *bucket, g grant) {
+	if s.hearGrant(e, b, g) {
+		s.events.woken(g.id, byGrant)
+	}
+}
+
+// hearGrant reports whether that wakes somebody.
+func (s *subscriber) hearGrant(e *ear, b *bucket, g grant) (wakes bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.heardBy[b] != e || s.life.Err() != nil {
-		return
+		return false
 	}
 	y := yield{out: true}
 	y.lease, y.exact = s.server.lease(b, g) // Now, because a line that is made later does not claim what was seen before.
 	ln := s.lines[g.id]
+	wakes = ln != nil && ln.first() != nil
 	switch {
 	case y.lease.Remaining() <= 0:
 		if ln != nil {
 			s.wakeLocked(ln, false)
 		}
-	case !s.claimLocked(ln, y) || s.giveLocked(ln, y):
+	case !s.claimLocked(ln, y):
+		return false
+	case s.giveLocked(ln, y):
 	default:
 		s.crew.Start(func() { _ = s.give(ln, y) }) // What is given back wakes the line.
 	}
+	return wakes
 }
 
 // An offer is what a release holds out to the waiters of its own process.
@@ -589,13 +625,21 @@ func (s *subscriber) answer(o offer, id string, r reply, err error, maybe bool) 
 	ln := o.line
 	switch {
 	case ln == nil:
-		s.wake(id, r.status == statusOpen)
+		s.wake(id, r.status == statusOpen, byRelease)
 		return
 	case err == nil:
 		s.inherit(o, r)
 	case maybe:
 		s.server.mayHaveGot(s.life, o.quest)
 	}
+	if s.settleAnswer(o, r, err, maybe) {
+		s.events.woken(id, byRelease)
+	}
+}
+
+// settleAnswer is what answer does to the line. It reports whether that wakes somebody.
+func (s *subscriber) settleAnswer(o offer, r reply, err error, maybe bool) (wakes bool) {
+	ln := o.line
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ln.pending--
@@ -608,13 +652,15 @@ func (s *subscriber) answer(o offer, id string, r reply, err error, maybe bool) 
 		ln.queued = ln.queued || r.index >= ln.out
 		if r.index > ln.claimed && !ln.trying && ln.waiters.Len() > 0 {
 			ln.ours = true
-			ln.toldLocked(&LockedError{ID: id, Index: r.index, TTL: r.left})
+			ln.toldLocked(r.locked(ln.id))
 			s.restLocked(ln)
 		}
 	default:
+		wakes = ln.first() != nil
 		s.wakeLocked(ln, r.status == statusOpen)
 	}
 	s.clearLocked(ln)
+	return wakes
 }
 
 // inherit takes a lease that was handed over.
@@ -625,7 +671,7 @@ func (s *subscriber) inherit(o offer, r reply) {
 	y := yield{lease: newLease(o.line.id, o.quest.token, o.ttl, r), quest: o.quest, local: true, exact: r.status == statusHanded}
 	y.out = y.exact && o.entry != "" && !o.more
 	if claimed, err := s.take(o.line.id, y); !claimed || err != nil {
-		s.wake(o.line.id, false)
+		s.wake(o.line.id, false, byRelease)
 	}
 }
 
@@ -646,13 +692,16 @@ func (s *subscriber) answersLate(o offer, c *call) {
 	})
 }
 
-// entryLocked returns what stands for the line in the queue. Its ttl is that of whoever is first when it is made, and
+// entryLocked returns what stands for the line in the queue, and says who waits. Its ttl is that of whoever is first when it is made, and
 // its number makes it differ from those before: a request to leave that comes late does not take it out. A line that
 // is not in the queue, and where nothing is on its way that would enter it, gets a new one.
 func (s *subscriber) entryLocked(ln *line, ttl time.Duration, still bool) string {
 	if ln.entry == "" || still && !ln.queued {
 		s.entries++
 		ln.entry = fmt.Sprintf("%s %d %d", s.server.member, ttl.Milliseconds(), s.entries)
+		if owner := s.server.owner; owner != "" {
+			ln.entry += fmt.Sprint(" ", owner)
+		}
 	}
 	return ln.entry
 }

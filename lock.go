@@ -128,11 +128,20 @@ type LockedError struct {
 	ID    string        // the lock's id, as passed to Acquire
 	Index int64         // the holder's fencing token; 0 if its lease has none
 	TTL   time.Duration // what was left of the holder's lease; it may be renewed
+	Owner string        // what the holder calls itself, see WithOwner; "" if it does not, or is an npm client
 }
 
-// Error says how long the holder's lease lasts, and its index.
+// Error says who holds the lock, for how long, and the index.
 func (e *LockedError) Error() string {
-	return fmt.Sprintf("%v (index %d, %v left)", ErrLocked, e.Index, e.TTL)
+	by := "another lease"
+	switch {
+	case e.Owner == "":
+	case checkOwner(e.Owner) != nil:
+		by = quote(e.Owner) // not by this library
+	default:
+		by = e.Owner
+	}
+	return fmt.Sprintf("held by %s (index %d, %v left)", by, e.Index, e.TTL)
 }
 
 // Unwrap returns [ErrLocked].
@@ -144,6 +153,7 @@ func (e *LockedError) Unwrap() error { return ErrLocked }
 type Lock struct {
 	server      *server
 	subscriber  *subscriber
+	events      *events
 	crew        *crew.Crew
 	replication replication             // of every lease, before it is returned
 	owned       redis.UniversalClient   // closed by Close, unless nil
@@ -187,10 +197,12 @@ func New(client redis.UniversalClient, opts ...Option) (*Lock, error) {
 	// The Lock outlives the request in which it happens to be made.
 	life, end := context.WithCancelCause(context.Background()) //nolint:forbidigo // See above.
 	goroutines := new(crew.Crew)
-	s := newServer(life, client, c.namespace, goroutines)
+	e := &events{trace: c.trace, log: c.log}
+	s := newServer(life, client, c, goroutines, e)
 	return &Lock{
 		server:      s,
-		subscriber:  newSubscriber(life, s, goroutines),
+		subscriber:  newSubscriber(life, s, goroutines, e),
+		events:      e,
 		crew:        goroutines,
 		replication: c.replication,
 		life:        life,
@@ -267,14 +279,18 @@ const acquireTime = 5 * time.Second
 // is not a lock, or never expires, is an error that names it. With [WithReplicas] a lease that could not be
 // confirmed is an error that matches [ErrNotReplicated], or as for [Lock.Renew] if it was lost meanwhile.
 func (l *Lock) Acquire(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
-	if err := l.check(ctx, id, ttl); err != nil {
-		return nil, wrap("acquire", id, err)
+	began := time.Now()
+	err := l.check(ctx, id, ttl)
+	if err == nil {
+		err = l.replication.checkTTL(ttl)
 	}
-	if err := l.replication.checkTTL(ttl); err != nil {
-		return nil, wrap("acquire", id, err)
+	var lease *Lease
+	if err == nil {
+		lease, err = l.acquire(ctx, id, ttl.Truncate(time.Millisecond))
 	}
-	lease, err := l.acquire(ctx, id, ttl.Truncate(time.Millisecond))
-	return lease, wrap("acquire", id, err)
+	err = wrap("acquire", id, err)
+	l.events.acquired(ctx, id, began, lease, err)
+	return lease, err
 }
 
 // acquire repeats an attempt under one token, so that the one whose reply was
@@ -299,7 +315,7 @@ func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 	}
 	if r.status == statusHeld {
 		l.server.abandon(ctx, q)
-		return nil, &LockedError{ID: id, Index: r.index, TTL: r.left}
+		return nil, r.locked(id)
 	}
 	lease := newLease(id, q.token, ttl, r)
 	if lease.Remaining() <= 0 {
@@ -417,20 +433,22 @@ func wrap(op, id string, err error) error {
 // ctx.Err() and context.Cause(ctx), and also: [ErrLocked] and [*LockedError] if
 // the lock was held; or the last error of Redis if there was one.
 func (l *Lock) WaitAcquire(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
-	if err := l.check(ctx, id, ttl); err != nil {
-		return nil, wrap("wait for", id, err)
-	}
-	if err := l.replication.checkTTL(ttl); err != nil {
-		return nil, wrap("wait for", id, err)
+	began := time.Now()
+	err := l.check(ctx, id, ttl)
+	if err == nil {
+		err = l.replication.checkTTL(ttl)
 	}
 	var lease *Lease
-	var err error
-	if l.replication.replicas == 0 {
+	switch {
+	case err != nil:
+	case l.replication.replicas == 0:
 		lease, err = l.subscriber.wait(ctx, id, ttl.Truncate(time.Millisecond))
-	} else {
+	default:
 		lease, err = l.waitConfirmed(ctx, id, ttl.Truncate(time.Millisecond))
 	}
-	return lease, wrap("wait for", id, err)
+	err = wrap("wait for", id, err)
+	l.events.acquired(ctx, id, began, lease, err)
+	return lease, err
 }
 
 // waitConfirmed waits for a lease, and for replicas to have it. It stands by itself because the frames of those who wait for long are
@@ -477,7 +495,7 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 	defer cancel()
 	var f failures
 	err := repeat(bounded, l.life, until, verdict.transient, func() error {
-		return f.note(l.renewOnce(bounded, key, state, ttl))
+		return f.note(l.renewOnce(bounded, key, state, ttl, time.Time{}))
 	})
 	if err != nil {
 		return l.orClosed(f.sum(ctx))
@@ -500,12 +518,17 @@ func (l *Lock) Release(ctx context.Context, lease *Lease) error {
 	if err := checkLease(lease); err != nil {
 		return fmt.Errorf("redfour: release: %w", err)
 	}
-	r := &release{l: l, key: lease.key(), state: l.stateOf(lease)}
+	return wrap("release", lease.ID, l.release(ctx, lease))
+}
+
+// release is Release without its checks.
+func (l *Lock) release(ctx context.Context, lease *Lease) error {
+	r := &release{l: l, key: lease.key(), state: l.stateOf(lease), began: time.Now()}
 	detached := context.WithoutCancel(ctx)
 	l.enterSection()
 	if r.begin(ctx, detached) {
 		l.leaveSection()
-		return wrap("release", lease.ID, r.end(detached))
+		return r.outcome
 	}
 	done := make(chan struct{}) // closed when nothing of r changes any more
 	l.crew.Start(func() {
@@ -515,16 +538,16 @@ func (l *Lock) Release(ctx context.Context, lease *Lease) error {
 	})
 	select {
 	case <-done:
-		return wrap("release", lease.ID, r.end(detached))
+		return r.outcome
 	case <-ctx.Done():
 	}
 	grace := time.NewTimer(releaseGrace)
 	defer grace.Stop()
 	select {
 	case <-done:
-		return wrap("release", lease.ID, r.end(detached))
+		return r.outcome
 	case <-grace.C:
-		return wrap("release", lease.ID, fmt.Errorf("%w: outcome unknown: %w", contextError(ctx), errNoAnswer))
+		return fmt.Errorf("%w: outcome unknown: %w", contextError(ctx), errNoAnswer)
 	}
 }
 
@@ -537,7 +560,9 @@ type release struct {
 	l     *Lock
 	key   leaseKey
 	state *leaseState
+	began time.Time
 	until time.Time
+	first bool // the lease may have held when it began
 
 	offered bool  // to whoever is next in this process
 	offer   offer // since then
@@ -547,6 +572,7 @@ type release struct {
 	reply    reply // the last one
 	err      error // of the last attempt
 	failures failures
+	outcome  error // what the caller is to know, at the end
 }
 
 // begin ends the lease here, and makes the first attempt. It returns false if there is more to be done.
@@ -557,7 +583,7 @@ func (r *release) begin(ctx, detached context.Context) bool {
 	r.l.crew.Join()
 	defer r.l.crew.Leave()
 	r.until = r.state.releaseUntil()
-	r.state.end(errReleased)
+	r.first = r.state.end(errReleased)
 	r.l.awaitKeeper(r.key)
 	if ctx.Err() != nil || r.state.renewing() {
 		return false
@@ -566,7 +592,7 @@ func (r *release) begin(ctx, detached context.Context) bool {
 	if !r.await(ctx) || judge(r.err).transient() {
 		return false
 	}
-	r.tell()
+	r.end(detached)
 	return true
 }
 
@@ -578,7 +604,7 @@ func (r *release) goOn(ctx context.Context) {
 		_ = r.await(ctx) // this ctx does not end
 		return r.err
 	})
-	r.tell()
+	r.end(ctx)
 }
 
 // send sends an attempt, unless one is under way.
@@ -614,21 +640,27 @@ func (r *release) await(ctx context.Context) bool {
 	return true
 }
 
-// tell tells the waiters of this process, who need not wait for the message: it may have been
+// end concludes. It tells the waiters of this process, who need not wait for the message: it may have been
 // refused, or lost.
-func (r *release) tell() {
+func (r *release) end(ctx context.Context) {
 	r.l.subscriber.answer(r.offer, r.key.id, r.reply, r.err, r.failures.maybe)
-}
-
-// end returns what the caller is to know.
-func (r *release) end(ctx context.Context) error {
 	switch {
 	case r.err != nil:
-		return r.failures.sum(ctx)
+		r.outcome = r.failures.sum(ctx)
 	case !r.reply.released() && !r.state.wasReleased():
-		return notHeld(r.reply)
+		r.outcome = notHeld(r.reply)
 	}
-	return nil
+	r.l.events.released(ctx, r.key, r.began, r.state.heldFor(r.began), r.outcome)
+	if r.first && errors.Is(r.outcome, ErrNotHeld) {
+		r.l.lost(r.key, r.state, r.outcome)
+	}
+}
+
+// lost notes that a lease does not hold, once.
+func (l *Lock) lost(key leaseKey, state *leaseState, why error) {
+	if state.tell() {
+		l.events.lost(key, why)
+	}
 }
 
 // notHeld is the error for a reply that says that a lease does not hold.

@@ -3,6 +3,9 @@ package redfour
 import (
 	"errors"
 	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 	"unicode"
@@ -18,6 +21,9 @@ type Option func(*config) error
 type config struct {
 	namespace   string
 	replication replication
+	owner       string
+	trace       Trace
+	log         *slog.Logger
 }
 
 // maxNamespace is the longest namespace in bytes. It stands in front of every
@@ -25,7 +31,7 @@ type config struct {
 const maxNamespace = 512
 
 func newConfig(opts []Option) (config, error) {
-	c := config{namespace: "lock"}
+	c := config{namespace: "lock", owner: thisProcess(), log: slog.New(slog.DiscardHandler)}
 	for _, opt := range opts {
 		if opt == nil {
 			return config{}, errors.New("nil option")
@@ -89,6 +95,65 @@ func WithReplicas(n int, timeout time.Duration) Option {
 			return fmt.Errorf("timeout %v to wait for replicas is shorter than 1ms", timeout)
 		}
 		c.replication = replication{n, timeout.Truncate(time.Millisecond)}
+		return nil
+	}
+}
+
+// maxOwner is the longest owner in bytes. It stands in every lock, and in every queue.
+const maxOwner = 256
+
+// WithOwner sets what the [Lock] calls itself where it holds a lock, for people: [LockedError] and [Lock.Inspect] show it, in this
+// process and in others. By default that is the program, the host and the process id: "billing on web-3 (pid 4121)". Nothing is ever
+// decided by it, and npm clients do not see it. With "" nothing is stored.
+//
+// An owner is valid UTF-8 of at most 256 bytes without control characters; [New] and [Open] return an error for any other. Everybody who
+// uses the same Redis can read it.
+func WithOwner(owner string) Option {
+	return func(c *config) error {
+		if err := checkOwner(owner); err != nil {
+			return err
+		}
+		c.owner = owner
+		return nil
+	}
+}
+
+func checkOwner(owner string) error {
+	switch {
+	case len(owner) > maxOwner:
+		return fmt.Errorf("owner of %d bytes: at most %d are allowed", len(owner), maxOwner)
+	case !utf8.ValidString(owner):
+		return fmt.Errorf("owner %q is not valid UTF-8", owner)
+	case strings.ContainsFunc(owner, unicode.IsControl):
+		return fmt.Errorf("owner %q contains a control character", owner)
+	}
+	return nil
+}
+
+// thisProcess is the owner where no option says another. What the system calls this host, or the program, may be nothing
+// that can be an owner.
+func thisProcess() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "?"
+	}
+	owner := fmt.Sprintf("%s on %s (pid %d)", filepath.Base(os.Args[0]), host, os.Getpid())
+	if checkOwner(owner) != nil {
+		owner = fmt.Sprintf("pid %d", os.Getpid())
+	}
+	return owner
+}
+
+// WithLogger makes the [Lock] log the few events that whoever operates the service must see: a subscription that was lost (as a
+// warning) and is there again (as an info); a lease that was lost, so that its section may have overlapped with another (a warning); and
+// that the user lacks the rights for the queue, or the server the commands (a warning). Ids and indexes are logged, tokens never. By
+// default nothing is.
+func WithLogger(l *slog.Logger) Option {
+	return func(c *config) error {
+		if l == nil {
+			return errors.New("nil logger")
+		}
+		c.log = l
 		return nil
 	}
 }

@@ -58,13 +58,18 @@ type queueEntry struct {
 	member string
 	ttl    int64
 	number int
+	owner  string
 }
 
 func (e queueEntry) String() string {
 	if e == (queueEntry{}) {
 		return ""
 	}
-	return fmt.Sprintf("%s %d %d", e.member, e.ttl, e.number)
+	entry := fmt.Sprintf("%s %d %d", e.member, e.ttl, e.number)
+	if e.owner != "" {
+		entry += " " + e.owner
+	}
+	return entry
 }
 
 func word(b bool) string {
@@ -78,13 +83,14 @@ type acquireStep struct {
 	ttl     int64
 	token   string
 	highest int64
+	owner   string
 	entry   queueEntry // zero: it does not wait
 	claimed int64
 	expiry  bool
 }
 
 func (s acquireStep) script() (source string, keys []string, argv []any) {
-	keys, argv = []string{lockKey, counterKey}, []any{s.ttl, s.token, s.highest}
+	keys, argv = []string{lockKey, counterKey}, []any{s.ttl, s.token, s.highest, s.owner}
 	if s.entry != (queueEntry{}) {
 		keys = append(keys, queueKey)
 		argv = append(argv, s.entry.String(), s.entry.member, s.claimed, word(s.expiry), "lock-")
@@ -111,6 +117,7 @@ type releaseStep struct {
 	turn    bool
 	entry   queueEntry // zero: it cannot be queued
 	more    bool
+	owner   string
 }
 
 func (s releaseStep) script() (source string, keys []string, argv []any) {
@@ -119,7 +126,7 @@ func (s releaseStep) script() (source string, keys []string, argv []any) {
 	}
 	keys, argv = []string{lockKey, counterKey, queueKey}, []any{s.index, s.token, "lock-", s.highest}
 	if s.heir != "" {
-		argv = append(argv, s.heir, s.ttl, word(s.turn), s.entry.String(), word(s.more))
+		argv = append(argv, s.heir, s.ttl, word(s.turn), s.entry.String(), word(s.more), s.owner)
 	}
 	return redfour.ReleaseScript, keys, argv
 }
@@ -134,10 +141,17 @@ func (s renewStep) script() (source string, keys []string, argv []any) {
 	return redfour.RenewScript, []string{lockKey}, []any{s.index, s.token, s.ttl}
 }
 
+type inspectStep struct{}
+
+func (s inspectStep) script() (source string, keys []string, argv []any) {
+	return redfour.InspectScript, []string{lockKey, queueKey}, []any{"lock-"}
+}
+
 // A scriptAnswer is what a script should reply.
 type scriptAnswer struct {
 	status, index, left int64
-	timed               bool // the server's time is in it
+	timed               bool     // the server's time is in it
+	words               []string // what follows
 	err                 string
 }
 
@@ -158,6 +172,7 @@ type modelLease struct {
 	token string // "": npm's
 	hops  int    // 0: there is no such field
 	ttl   int64
+	owner string // "": there is no such field
 }
 
 const (
@@ -182,9 +197,9 @@ func (o *oracle) next(highest, now int64) int64 {
 	return index
 }
 
-func (o *oracle) hold(index int64, token string, hops int, ttl int64) {
+func (o *oracle) hold(index int64, token string, hops int, ttl int64, owner string) {
 	o.counter = strconv.FormatInt(index, 10)
-	o.lock = &modelLease{index, token, hops, ttl}
+	o.lock = &modelLease{index, token, hops, ttl, owner}
 }
 
 func (o *oracle) free() {
@@ -194,7 +209,7 @@ func (o *oracle) free() {
 
 // grant gives the lock to a member that was in the queue.
 func (o *oracle) grant(e queueEntry, index int64, hops int, now int64) {
-	o.hold(index, fmt.Sprintf("%s:%d", e.member, index), hops, e.ttl)
+	o.hold(index, fmt.Sprintf("%s:%d", e.member, index), hops, e.ttl, e.owner)
 	o.queueTTL = e.ttl + aMinute
 	o.sent = append(o.sent, fmt.Sprintf("%s %d %d %d %s", inboxOf(e.member), index, e.ttl, now, lockKey))
 }
@@ -235,14 +250,17 @@ func (s acquireStep) predict(o *oracle, now int64) scriptAnswer {
 		switch {
 		case l.token == s.token:
 			a.status = isAgain
+			if !waits {
+				a.words = []string{l.owner} // which nobody reads
+			}
 		case !waits:
-			a.status = isHeld
+			a.status, a.words = isHeld, []string{l.owner}
 		case o.unclaimed(s.entry.member, s.claimed):
 			a.status = isFound
 		default:
 			o.enqueue(s.entry)
 			o.queueTTL = l.ttl + aMinute
-			a.status = isHeld
+			a.status, a.words = isHeld, []string{l.owner}
 			if l.token != "" {
 				a.status = isQueued
 			}
@@ -263,10 +281,10 @@ func (s acquireStep) predict(o *oracle, now int64) scriptAnswer {
 		if e, ok := o.pop(s.entry.member, s.entry); ok && e != s.entry {
 			o.enqueue(s.entry)
 			o.grant(e, index, 0, now)
-			return scriptAnswer{status: isQueued, index: index, left: e.ttl, timed: true}
+			return scriptAnswer{status: isQueued, index: index, left: e.ttl, timed: true, words: []string{e.owner}}
 		}
 	}
-	o.hold(index, s.token, 0, s.ttl)
+	o.hold(index, s.token, 0, s.ttl, s.owner)
 	return scriptAnswer{status: isDone, index: index}
 }
 
@@ -312,7 +330,7 @@ func (s releaseStep) predict(o *oracle, now int64) scriptAnswer {
 	own := slices.Contains(o.queue, s.entry)
 	if s.heir == "" || !s.turn {
 		if e, ok := o.pop(s.entry.member, queueEntry{member: "none"}); ok {
-			a := scriptAnswer{status: isGranted, index: index, left: e.ttl, timed: true}
+			a := scriptAnswer{status: isGranted, index: index, left: e.ttl, timed: true, words: []string{e.owner}}
 			switch {
 			case s.heir == "":
 			case s.entry != (queueEntry{}):
@@ -328,7 +346,7 @@ func (s releaseStep) predict(o *oracle, now int64) scriptAnswer {
 		o.free()
 		return scriptAnswer{status: isDone}
 	}
-	o.hold(index, s.heir, hops, s.ttl)
+	o.hold(index, s.heir, hops, s.ttl, s.owner)
 	switch {
 	case !s.more:
 		o.dequeue(s.entry)
@@ -349,6 +367,28 @@ func (s renewStep) predict(o *oracle, _ int64) scriptAnswer {
 	default:
 		return scriptAnswer{status: isConflict, index: l.index, left: l.ttl}
 	}
+}
+
+func (s inspectStep) predict(o *oracle, _ int64) scriptAnswer {
+	a := scriptAnswer{status: isNobody, timed: true, words: []string{"", ""}}
+	if l := o.lock; l != nil {
+		a = scriptAnswer{status: isHeld, index: l.index, left: l.ttl, timed: true, words: []string{l.owner, l.token}}
+	}
+	for _, e := range o.queue {
+		if o.alive[e.member] {
+			a.words = append(a.words, e.String())
+		}
+	}
+	return a
+}
+
+// wordsOf returns what follows the numbers in a reply.
+func wordsOf(cmd *redis.Cmd) (words []string) {
+	values, _ := cmd.Slice()
+	for _, v := range values[min(4, len(values)):] {
+		words = append(words, v.(string))
+	}
+	return words
 }
 
 // A tap is a connection that subscribes, and what it should have heard.
@@ -475,6 +515,7 @@ func (c *match) play(s scriptStep) {
 	if err == nil {
 		require.Equal(t, []int64{want.status, want.index}, got[:2], c.report())
 		require.True(t, got[2] <= want.left && got[2] >= max(0, want.left-slack), c.report())
+		require.Equal(t, want.words, wordsOf(reply), c.report())
 	}
 	compare()
 	c.played = append(c.played, s)
@@ -522,6 +563,10 @@ func (c *match) look(p redis.Pipeliner) (compare func()) {
 			// A hand-over may leave a 0 where there is no count.
 			if _, ok := lock.Val()["hops"]; ok || l.hops > 0 {
 				fields["hops"] = fmt.Sprint(l.hops)
+			}
+			// Likewise, if the lease before had an owner or not.
+			if _, ok := lock.Val()["owner"]; ok || l.owner != "" {
+				fields["owner"] = l.owner
 			}
 			c.requireTTL(lockTTL, l.ttl)
 			if last := len(c.leases) - 1; last < 0 || c.leases[last].token != l.token || c.leases[last].index != l.index {
@@ -646,8 +691,13 @@ func (c *match) entry() queueEntry {
 		return e
 	}
 	c.numbers++
-	c.entries[m] = queueEntry{m, c.ttl(), c.numbers}
+	c.entries[m] = queueEntry{m, c.ttl(), c.numbers, c.owner()}
 	return c.entries[m]
+}
+
+// owner is one that says nothing, or whatever people write.
+func (c *match) owner() string {
+	return pick(c.rng, []string{"", "me", "web-3 (pid 7)", " 12  3 ", "%d+.*[%", "ü"})
 }
 
 func (c *match) token() string {
@@ -659,7 +709,7 @@ func (c *match) token() string {
 
 func (c *match) wait() acquireStep {
 	return acquireStep{
-		ttl: c.ttl(), token: c.token(), highest: c.highest(),
+		ttl: c.ttl(), token: c.token(), highest: c.highest(), owner: c.owner(),
 		entry: c.entry(), claimed: c.claimed(), expiry: c.chance(15),
 	}
 }
@@ -671,7 +721,7 @@ func (c *match) release() releaseStep {
 		s.index = ""
 	}
 	if s.queues && c.chance(60) {
-		s.heir, s.ttl, s.turn, s.more = c.token(), c.ttl(), c.chance(40), c.chance(50)
+		s.heir, s.ttl, s.turn, s.more, s.owner = c.token(), c.ttl(), c.chance(40), c.chance(50), c.owner()
 		if c.chance(80) {
 			s.entry = c.entry()
 		}
@@ -697,8 +747,10 @@ func (c *match) step() {
 		return
 	}
 	switch n := c.rng.IntN(100); {
-	case n < 10:
-		c.play(acquireStep{ttl: c.ttl(), token: c.token(), highest: c.highest()})
+	case n < 4:
+		c.play(inspectStep{})
+	case n < 12:
+		c.play(acquireStep{ttl: c.ttl(), token: c.token(), highest: c.highest(), owner: c.owner()})
 	case n < 38:
 		c.play(c.wait())
 	case n < 44:
@@ -743,7 +795,7 @@ func (c *match) elsewhere(n int) {
 			p.Incr(ctx, counterKey)
 			p.HSet(ctx, lockKey, "index", index+1)
 			p.PExpire(ctx, lockKey, time.Duration(ttl)*time.Millisecond)
-		}, func(o *oracle) { o.hold(index+1, "", 0, ttl) })
+		}, func(o *oracle) { o.hold(index+1, "", 0, ttl, "") })
 	case n < 94 && l != nil && l.token == "":
 		c.outside("npm releases", func(p redis.Pipeliner) {
 			p.Del(ctx, lockKey)
@@ -799,6 +851,7 @@ func TestRealScripts_agreeWithAnOracle(t *testing.T) {
 		"leaveStep":   {isDone, isFound},
 		"releaseStep": {isDone, isHanded, isGranted, isOpen, isTaken, isNobody, isConflict},
 		"renewStep":   {isDone, isNobody, isConflict},
+		"inspectStep": {isHeld, isNobody},
 	} {
 		for _, status := range statuses {
 			require.GreaterOrEqual(t, seen[fmt.Sprintf("redfour_test.%s %d", script, status)], 10, "%s %d in %v", script, status, seen)
@@ -881,8 +934,8 @@ func (s *stage) queued(t *testing.T) []string {
 }
 
 var (
-	ownEntry = queueEntry{"A", aMinute, 1}
-	bEntry   = queueEntry{"B", 2 * aMinute, 1}
+	ownEntry = queueEntry{"A", aMinute, 1, "the owner of A"}
+	bEntry   = queueEntry{"B", 2 * aMinute, 1, "the owner of B"}
 	ending   = releaseStep{index: holderIndex, token: holderToken, queues: true}
 )
 
@@ -924,6 +977,7 @@ func (s *stage) requireEnded(t *testing.T, got []int64, st releaseStep) {
 		require.EqualValues(t, isHanded, got[0])
 	default:
 		require.Equal(t, "B:"+fields["index"], token)
+		require.Equal(t, bEntry.owner, fields["owner"])
 		require.Len(t, sent, 1)
 		require.Regexp(t, fmt.Sprintf(`^lock-grant:B %s %d \d{16} lock:42$`, fields["index"], bEntry.ttl), sent[0])
 		if got[0] == isDone { // The caller is not in the queue, and is to look.

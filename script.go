@@ -45,26 +45,28 @@ func (n names) id(key string) (string, bool) { return strings.CutPrefix(key, n.n
 // nothing that a caller chose is ever read as Lua. They validate before they
 // write, and write nothing that can fail half-way.
 //
-// All reply {status, index, milliseconds left, server's time in µs}; what is not known, or
+// All reply {status, index, milliseconds left, server's time in µs}, and perhaps words; what is not known, or
 // not used, is 0. The most frequent replies are cheaper: an index alone stands for {1, index, 0, 0}. Trouble with
 // a key that is no lock is an error "REDFOUR <number of the key in KEYS> <what it is>".
 //
-// A member is one Lock value. Its entry in the queue of a lock is "<member> <ttl in ms> <number>"; readers
-// ignore further words. A member lives if somebody subscribes to its inbox; what PUBLISH
+// A member is one Lock value. Its entry in the queue of a lock is "<member> <ttl in ms> <number> <owner>", where the
+// owner is the rest, and may be empty. A member lives if somebody subscribes to its inbox; what PUBLISH
 // returns is no proof, because a monitor's PSUBSCRIBE * counts there.
+//
+// An owner is a text that says who holds a lock, for people. Nothing is decided by it.
 
 // acquireScript takes a free lock, or enters the queue.
 //
 //	KEYS 1 lock  2 counter  3 queue, to wait
-//	ARGV 1 ttl in ms  2 token  3 the highest index that the caller knows of
-//	     and to wait:  4 the caller's entry  5 the caller  6 the highest index that it has claimed of this lock
-//	     7 "1" for an attempt at the end of the holder's lease  8 what channels begin with
+//	ARGV 1 ttl in ms  2 token  3 the highest index that the caller knows of  4 the caller as an owner, "" for none
+//	     and to wait:  5 the caller's entry  6 the caller  7 the highest index that it has claimed of this lock
+//	     8 "1" for an attempt at the end of the holder's lease  9 what channels begin with
 //
 //	 1  the caller has the lock, under index
 //	 2  the caller had it already, under this token: the reply to an earlier attempt was lost
 //	 4  the caller was granted it, and has not claimed it: the message has not come, or not yet
-//	 0  another lease has it, under index
-//	 3  a lease of a member has it, and the caller is in the queue: it will be handed over
+//	 0  another lease has it, under index; a fifth value is its owner, "" if that is not known
+//	 3  a lease of a member has it, and the caller is in the queue: it will be handed over; the owner likewise
 //
 // The index is at least the server's time in µs, so that it keeps growing when
 // the counter is lost; see "Index" in docs/protocol.md. Numbers are
@@ -79,10 +81,10 @@ func (n names) id(key string) (string, bool) { return strings.CutPrefix(key, n.n
 // the index is in the counter already. Where an ACL refuses PEXPIRE, a lock would stay for ever: it is deleted or, where that is
 // refused as well, replaced by what has expired long ago.
 var acquireScript = newScript(`
-local call, lock, entry = redis.call, KEYS[1], ARGV[4]
+local call, lock, entry, owner = redis.call, KEYS[1], ARGV[5], ARGV[4]
 local left = call("PTTL", lock)
 if left ~= -2 then
-  local held = redis.pcall("HMGET", KEYS[1], "index", "token")
+  local held = redis.pcall("HMGET", KEYS[1], "index", "token", "owner")
   if held.err or left == -1 then
     local kind = redis.call("TYPE", KEYS[1]).ok
     if held.err and kind == "hash" then return held end
@@ -90,18 +92,18 @@ if left ~= -2 then
     return redis.error_reply("REDFOUR 1 " .. kind)
   end
   local index = tonumber(held[1]) or 0
-  if not entry then return {held[2] == ARGV[2] and 2 or 0, index, left, 0} end
+  if not entry then return {held[2] == ARGV[2] and 2 or 0, index, left, 0, held[3] or ""} end
   local time = redis.call("TIME")
   local now = time[1] * 1000000 + time[2]
   if held[2] == ARGV[2] then return {2, index, left, now} end
-  if held[2] == ARGV[5] .. ":" .. (held[1] or "") and index > tonumber(ARGV[6]) then return {4, index, left, now} end
+  if held[2] == ARGV[6] .. ":" .. (held[1] or "") and index > tonumber(ARGV[7]) then return {4, index, left, now} end
   local place = redis.pcall("LPOS", KEYS[3], entry) or redis.pcall("RPUSH", KEYS[3], entry)
   if type(place) == "table" then
     if string.find(place.err, "READONLY") then return place end
-    return {0, index, left, now}
+    return {0, index, left, now, held[3] or ""}
   end
   redis.pcall("PEXPIRE", KEYS[3], left + 60000)
-  return {held[2] and 3 or 0, index, left, now}
+  return {held[2] and 3 or 0, index, left, now, held[3] or ""}
 end
 
 local time = call("TIME")
@@ -133,25 +135,29 @@ if not counter or counter >= now or #last < 16 or ARGV[3] + 0 >= now then
 end
 
 local token, ttl, inbox, purged = ARGV[2], ARGV[1]
-if entry and ARGV[7] == "1" then
+if entry and ARGV[8] == "1" then
   purged = redis.pcall("DEL", KEYS[3]) == 1
 elseif entry then
   local e
   for _ = 1, 100 do
     e = redis.pcall("LPOP", KEYS[3])
     if type(e) ~= "string" or e == entry then break end
-    local member, its = string.match(e, "^(%S+) ([1-9]%d*)")
-    local live = member and #its < 14 and member ~= ARGV[5]
-      and redis.pcall("PUBSUB", "NUMSUB", ARGV[8] .. "grant:" .. member)
+    local member, its, label = string.match(e, "^(%S+) ([1-9]%d*) ?%d* ?(.*)")
+    local live = member and #its < 14 and member ~= ARGV[6]
+      and redis.pcall("PUBSUB", "NUMSUB", ARGV[9] .. "grant:" .. member)
     if live and not live.err and live[2] > 0 then
-      token, ttl, inbox = member .. ":" .. id, its, ARGV[8] .. "grant:" .. member
+      token, ttl, owner, inbox = member .. ":" .. id, its, label, ARGV[9] .. "grant:" .. member
       break
     end
   end
   if e and e ~= entry and not inbox then redis.pcall("LREM", KEYS[3], 1, entry) end
 end
 
-call("HSET", lock, "index", id, "token", token)
+if owner == "" then
+  call("HSET", lock, "index", id, "token", token)
+else
+  call("HSET", lock, "index", id, "token", token, "owner", owner)
+end
 local expires = redis.pcall("PEXPIRE", lock, ttl)
 if expires ~= 1 then
   if redis.pcall("DEL", KEYS[1]) ~= 1 then redis.call("SET", KEYS[1], "", "PXAT", 1) end
@@ -162,13 +168,13 @@ if inbox then
   redis.pcall("PEXPIRE", KEYS[3], ttl + 60000)
   local grant = id .. " " .. ttl .. " " .. string.format("%.0f", now) .. " " .. KEYS[1]
   if type(redis.pcall("PUBLISH", inbox, grant)) == "number" then
-    return {type(place) == "number" and 3 or 0, index, tonumber(ttl), now}
+    return {type(place) == "number" and 3 or 0, index, tonumber(ttl), now, owner}
   end
   redis.pcall("LREM", KEYS[3], 1, entry)
-  redis.call("HSET", KEYS[1], "token", ARGV[2])
+  redis.call("HSET", KEYS[1], "token", ARGV[2], "owner", ARGV[4])
   redis.call("PEXPIRE", KEYS[1], ARGV[1])
 elseif purged then
-  redis.pcall("PUBLISH", ARGV[8] .. "release", KEYS[1])
+  redis.pcall("PUBLISH", ARGV[9] .. "release", KEYS[1])
 end
 return index
 `)
@@ -198,12 +204,12 @@ return {1, 0, 0, 0}
 //	     3 what channels begin with  4 the highest index that the caller knows of
 //	     and where somebody waits in the caller's process:
 //	     5 his token  6 his ttl in ms  7 "1" while the caller's turn goes on
-//	     8 the caller's entry, "" if it cannot be queued  9 "1" if others wait behind him
+//	     8 the caller's entry, "" if it cannot be queued  9 "1" if others wait behind him  10 he as an owner, "" for none
 //
 //	 1  released: the lock is free, or somebody has it and the caller could not enter the queue
 //	 5  handed to the next waiter of the caller's process, under index; if others wait behind him, the caller is in the
 //	    queue as it was before, and else not
-//	 6  granted to another member, under index; the caller is in the queue if it has waiters
+//	 6  granted to another member, under index; the caller is in the queue if it has waiters; a fifth value is the owner
 //	 7  released openly, for those who are not in the queue: members try after a pause
 //	-1  nobody held it
 //	 8  the next waiter has the lock already, under index; by whom the lease was ended is not known
@@ -263,15 +269,15 @@ if KEYS[3] and (next or call("LINDEX", KEYS[3], 0)) then
     hops = 0
   end
 
-  local function lease(token, ttl)
+  local function lease(token, ttl, owner)
     return type(redis.pcall("PEXPIRE", KEYS[1], ttl)) == "number"
       and redis.pcall("SET", KEYS[2], id).ok
-      and type(redis.pcall("HSET", KEYS[1], "index", id, "token", token, "hops", hops)) == "number"
+      and type(redis.pcall("HSET", KEYS[1], "index", id, "token", token, "hops", hops, "owner", owner)) == "number"
   end
   if status == 1 and index < 2^53 then
     local entry, more, popped = ARGV[8] or "", ARGV[9] == "1", false
     local function hand()
-      if not next or not lease(next, ARGV[6]) then return false end
+      if not next or not lease(next, ARGV[6], ARGV[10]) then return false end
       if more and popped then
         redis.pcall("RPUSH", KEYS[3], entry)
         redis.pcall("PEXPIRE", KEYS[3], ARGV[6] + 60000)
@@ -287,11 +293,11 @@ if KEYS[3] and (next or call("LINDEX", KEYS[3], 0)) then
       local e = redis.pcall("LPOP", KEYS[3])
       if type(e) ~= "string" then break end
       popped = popped or e == entry
-      local member, ttl = string.match(e, "^(%S+) ([1-9]%d*)")
+      local member, ttl, owner = string.match(e, "^(%S+) ([1-9]%d*) ?%d* ?(.*)")
       local inbox = ARGV[3] .. "grant:" .. (member or "")
       local live = member and #ttl < 14 and member ~= self and redis.pcall("PUBSUB", "NUMSUB", inbox)
       if live and not live.err and live[2] > 0 then
-        if not lease(member .. ":" .. id, ttl) then
+        if not lease(member .. ":" .. id, ttl, owner) then
           next = nil
           break
         end
@@ -304,7 +310,7 @@ if KEYS[3] and (next or call("LINDEX", KEYS[3], 0)) then
           break
         end
         if not queued then return {1, 0, 0, now} end
-        return {6, index, tonumber(ttl), now}
+        return {6, index, tonumber(ttl), now, owner}
       end
     end
     handed = hand()
@@ -345,9 +351,40 @@ if left == -1 then return redis.error_reply("REDFOUR 1 hash without expiry") end
 return {-2, tonumber(held[1]) or 0, left, 0}
 `)
 
+// inspectScript tells who holds a lock, and who waits for it. It writes nothing.
+//
+//	KEYS 1 lock  and where the user may use it:  2 queue
+//	ARGV 1 what channels begin with
+//
+//	 0  a lease has it, under index
+//	-1  nobody holds it
+//
+// The further values are the owner and the token of the lease, "" where there is none, and the entries of the members
+// in the queue that live.
+var inspectScript = newScript(`
+local held = redis.pcall("HMGET", KEYS[1], "index", "token", "owner")
+local left = redis.call("PTTL", KEYS[1])
+if held.err or left == -1 then
+  local kind = redis.call("TYPE", KEYS[1]).ok
+  if held.err and (kind == "hash" or kind == "none") then return held end
+  if left == -1 then kind = kind .. " without expiry" end
+  return redis.error_reply("REDFOUR 1 " .. kind)
+end
+local time = redis.call("TIME")
+local reply = {left == -2 and -1 or 0, tonumber(held[1]) or 0, math.max(left, 0), time[1] * 1000000 + time[2],
+  held[3] or "", held[2] or ""}
+local queue = KEYS[2] and redis.pcall("LRANGE", KEYS[2], 0, 999) or {}
+for _, entry in ipairs(queue.err and {} or queue) do
+  local member = string.match(entry, "^(%S+) [1-9]%d*")
+  local live = member and redis.pcall("PUBSUB", "NUMSUB", ARGV[1] .. "grant:" .. member)
+  if live and not live.err and live[2] > 0 then reply[#reply + 1] = entry end
+end
+return reply
+`)
+
 // The statuses that the scripts reply.
 const (
-	statusHeld     = 0 // acquire: by another lease
+	statusHeld     = 0 // acquire: by another lease; inspect: by one
 	statusDone     = 1 // acquired, left, released to nobody, renewed
 	statusAgain    = 2 // acquire: the caller had it already
 	statusQueued   = 3 // acquire: held by a member, and the caller is in the queue
@@ -410,7 +447,22 @@ type reply struct {
 	status int64
 	index  int64
 	left   time.Duration
+	micros int64 // the server's time; 0: not told
+	words  []string
 	sent   time.Time
+}
+
+// owner returns who has the lock, as an answer told whose first word that is.
+func (r reply) owner() string {
+	if len(r.words) == 0 {
+		return ""
+	}
+	return r.words[0]
+}
+
+// locked tells who has the lock of id.
+func (r reply) locked(id string) *LockedError {
+	return &LockedError{ID: id, Index: r.index, TTL: r.left, Owner: r.owner()}
 }
 
 // released tells of an answer to a release whether it ended the lease.
@@ -428,30 +480,42 @@ type server struct {
 	batcher  *batch.Batcher
 	topology *topology // nil where there is one master
 	buckets  []*bucket
+	events   *events
 	member   string // what this Lock is called in queues, and in the names of its inboxes
+	owner    any    // what people call it; a string, as an any here, so that it is not made one with each call
 	crew     *crew.Crew
 	life     context.Context //nolint:containedctx // The Lock's own life, no request's.
 
-	acquiring, releasing *script // as this server needs them
+	acquiring, releasing, inspecting *script // as this server needs them
 
 	timers  sync.Pool                 // of *time.Timer, stopped; of this Lock alone, because a test's bubble must not share them
 	refused atomic.Pointer[time.Time] // when the user was last found to have no right to queues
 }
 
-func newServer(life context.Context, client redis.UniversalClient, namespace string, c *crew.Crew) *server {
+func newServer(life context.Context, client redis.UniversalClient, cfg config, c *crew.Crew, e *events) *server {
 	cluster, ok := client.(*redis.ClusterClient)
 	s := &server{
-		client: client, batcher: batch.New(life, client, c, patience), crew: c, life: life,
-		buckets: layOut(namespace, ok), member: rand.Text(), acquiring: acquireScript, releasing: releaseScript,
+		client: client, crew: c, life: life, buckets: layOut(cfg.namespace, ok), events: e,
+		member: rand.Text(), owner: cfg.owner,
+		acquiring: acquireScript, releasing: releaseScript, inspecting: inspectScript,
 	}
+	s.batcher = s.newBatcher()
 	if ok {
 		s.topology = &topology{client: cluster, masters: make(map[string]*batch.Batcher)}
-		s.acquiring, s.releasing = shardedAcquireScript, shardedReleaseScript
+		s.acquiring, s.releasing, s.inspecting = shardedAcquireScript, shardedReleaseScript, shardedInspectScript
 	}
 	return s
 }
 
-var shardedAcquireScript, shardedReleaseScript = acquireScript.sharded(), releaseScript.sharded()
+func (s *server) newBatcher() *batch.Batcher {
+	return batch.New(s.life, s.client, s.crew, patience, s.events.sent)
+}
+
+var (
+	shardedAcquireScript = acquireScript.sharded()
+	shardedReleaseScript = releaseScript.sharded()
+	shardedInspectScript = inspectScript.sharded()
+)
 
 // A reading is the server's clock, as a reply told it.
 type reading struct {
@@ -496,15 +560,15 @@ func (s *server) acquire(
 	b, sc := s.bucket(id), s.acquiring
 	lock, highest := b.lock(id), b.highest.Load()
 	if p.entry != "" {
-		r, err := s.run(ctx, d, b, sc, append(sc.words(3, 8),
-			lock, b.counterKey, b.queue(id), ttl.Milliseconds(), token, highest,
+		r, err := s.run(ctx, d, b, sc, append(sc.words(3, 9),
+			lock, b.counterKey, b.queue(id), ttl.Milliseconds(), token, highest, s.owner,
 			p.entry, s.member, p.claimed, flag(p.expiry), b.prefix))
 		if !refusesKeys(err) {
 			return r.lasting(ttl), err
 		}
 	}
-	r, err := s.run(ctx, d, b, sc, append(sc.words(2, 3),
-		lock, b.counterKey, ttl.Milliseconds(), token, highest))
+	r, err := s.run(ctx, d, b, sc, append(sc.words(2, 4),
+		lock, b.counterKey, ttl.Milliseconds(), token, highest, s.owner))
 	s.noteRefusal(p.entry != "", err)
 	return r.lasting(ttl), err
 }
@@ -539,6 +603,9 @@ func refusesKeys(err error) bool {
 // the queue, and not the lock itself.
 func (s *server) noteRefusal(refused bool, err error) {
 	if refused && !redis.IsPermissionError(err) {
+		if s.mayQueue() {
+			s.events.fellBack("no right to the key of the queue")
+		}
 		now := time.Now()
 		s.refused.Store(&now)
 	}
@@ -582,9 +649,9 @@ func (s *server) sendReleaseAs(ctx context.Context, id, index, token string, h h
 	if !s.mayQueue() {
 		return s.sendAloneRelease(ctx, b, lock, index, token)
 	}
-	words := append(sc.words(3, 9), lock, b.counterKey, b.queue(id), index, token, b.prefix, b.highest.Load())
+	words := append(sc.words(3, 10), lock, b.counterKey, b.queue(id), index, token, b.prefix, b.highest.Load())
 	if h.token != "" {
-		words = append(words, h.token, h.ttl.Milliseconds(), flag(h.turn), h.entry, flag(h.more))
+		words = append(words, h.token, h.ttl.Milliseconds(), flag(h.turn), h.entry, flag(h.more), s.owner)
 	}
 	return s.send(newCall(ctx, b, sc, words))
 }
@@ -614,6 +681,17 @@ func (s *server) renew(ctx context.Context, d time.Duration, l leaseKey, ttl tim
 func (s *server) newRenewal(ctx context.Context, b *bucket, l leaseKey, ttl time.Duration) *call {
 	return newCall(ctx, b, renewScript, append(renewScript.words(1, 3),
 		b.lock(l.id), strconv.FormatInt(l.index, 10), l.token, ttl.Milliseconds()))
+}
+
+// inspect asks once who has the lock of id, and who waits for it.
+func (s *server) inspect(ctx context.Context, id string) (reply, error) {
+	b, sc := s.bucket(id), s.inspecting
+	lock := b.lock(id)
+	r, err := s.run(ctx, patience, b, sc, append(sc.words(2, 1), lock, b.queue(id), b.prefix))
+	if !refusesKeys(err) {
+		return r, err
+	}
+	return s.run(ctx, patience, b, sc, append(sc.words(1, 1), lock, b.prefix))
 }
 
 // A confirmation is the answer to confirm.
@@ -761,23 +839,45 @@ func (s *server) read(c *call) (reply, error) {
 		c.bucket.observe(index)
 		return r, nil
 	}
-	values, err := cmd.Int64Slice()
+	values, err := cmd.Slice()
 	if err != nil {
 		return reply{}, err
 	}
-	if len(values) != 4 {
-		return reply{}, fmt.Errorf("script replied %d values, not 4", len(values))
+	if err := r.take(values); err != nil {
+		return reply{}, err
 	}
-	r.status, r.index = values[0], values[1]
-	// Whoever set the expiry of a foreign lock may have set more than a Duration holds.
-	r.left = time.Duration(min(values[2], math.MaxInt64/int64(time.Millisecond))) * time.Millisecond
 	if r.status != statusGranted { // It may be this member's own, and must not look as if it had been claimed.
 		c.bucket.observe(r.index)
 	}
-	if micros := values[3]; micros > 0 {
-		c.bucket.clock.Store(&reading{r.sent, micros})
+	if r.micros > 0 {
+		c.bucket.clock.Store(&reading{r.sent, r.micros})
 	}
 	return r, nil
+}
+
+// take takes the values that a script replied.
+func (r *reply) take(values []any) error {
+	var numbers [4]int64
+	if len(values) < len(numbers) {
+		return fmt.Errorf("script replied %d values, not %d", len(values), len(numbers))
+	}
+	for i, v := range values {
+		var ok bool
+		if i < len(numbers) {
+			numbers[i], ok = v.(int64)
+		} else {
+			var word string
+			word, ok = v.(string)
+			r.words = append(r.words, word)
+		}
+		if !ok {
+			return fmt.Errorf("script replied a %T as value %d", v, i+1)
+		}
+	}
+	r.status, r.index, r.micros = numbers[0], numbers[1], numbers[3]
+	// Whoever set the expiry of a foreign lock may have set more than a Duration holds.
+	r.left = time.Duration(min(numbers[2], math.MaxInt64/int64(time.Millisecond))) * time.Millisecond
+	return nil
 }
 
 // A grant is the message by which a member learns that it was given a lock.

@@ -29,7 +29,7 @@ func TestWire_names(t *testing.T) {
 		require.Equal(t, []string{"my ns:a:b {c}\n\x00", "my nsindex"}, m.Keys())
 		fields, err := m.HKeys("my ns:a:b {c}\n\x00")
 		require.NoError(t, err)
-		require.Equal(t, []string{"index", "token"}, fields)
+		require.Equal(t, []string{"index", "owner", "token"}, fields)
 		require.NoError(t, l.Release(t.Context(), lease))
 		message, err := heard.ReceiveMessage(t.Context())
 		require.NoError(t, err)
@@ -187,7 +187,7 @@ func TestErrors_nameTheOperationAndQuoteTheID(t *testing.T) {
 		lease := mustAcquire(t, l, id, time.Minute)
 		_, err := l.Acquire(t.Context(), id, time.Minute)
 		require.EqualError(t, err, fmt.Sprintf(
-			`redfour: acquire "%s"… (80000 bytes): held by another lease (index %d, 1m0s left)`, strings.Repeat("ü", 50), lease.Index))
+			`redfour: acquire "%s"… (80000 bytes): held by %s (index %d, 1m0s left)`, strings.Repeat("ü", 50), m.HGet("lock:"+id, "owner"), lease.Index))
 		_, err = l.Acquire(t.Context(), "\x00\n\"", time.Minute)
 		require.NoError(t, err)
 		_, err = l.Acquire(t.Context(), "\x00\n\"", time.Minute)
@@ -200,7 +200,7 @@ func TestErrors_nameTheOperationAndQuoteTheID(t *testing.T) {
 func TestWire_arguments(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		way := new(link)
-		l := m.lock(t, way)
+		l := newLock(t, m.client(t, way), redfour.WithOwner("web 3"))
 		var calls []string
 		way.beforeScript(func(_ context.Context, cmd redis.Cmder) error {
 			if cmd.Name() == "eval" {
@@ -212,7 +212,7 @@ func TestWire_arguments(t *testing.T) {
 		require.NoError(t, l.Renew(t.Context(), lease, time.Minute))
 		require.NoError(t, l.Release(t.Context(), lease))
 		require.Equal(t, []string{
-			fmt.Sprintf(`[2 lock:42 lockindex 1500 %s 0]`, lease.Token),
+			fmt.Sprintf(`[2 lock:42 lockindex 1500 %s 0 web 3]`, lease.Token),
 			fmt.Sprintf(`[1 lock:42 %d %s 60000]`, lease.Index, lease.Token),
 			fmt.Sprintf(`[3 lock:42 lockindex lock-waiters:42 %d %s lock- %d]`,
 				lease.Index, lease.Token, lease.Index),

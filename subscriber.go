@@ -41,10 +41,12 @@ const (
 type subscriber struct {
 	server *server
 	crew   *crew.Crew
+	events *events
 	life   context.Context //nolint:containedctx // The Lock's own life, no request's.
 
 	mu      sync.Mutex       // guards what follows, and every line
 	lines   map[string]*line // by id
+	waiters int              // in all of them
 	backlog []look           // by lines that wait for their turn
 	looking int              // goroutines that make attempts
 	entries int              // made so far
@@ -53,11 +55,18 @@ type subscriber struct {
 	idle    *time.Timer      // closes the ears after the last line has gone; nil before the first
 }
 
-func newSubscriber(life context.Context, s *server, c *crew.Crew) *subscriber {
+func newSubscriber(life context.Context, s *server, c *crew.Crew, e *events) *subscriber {
 	return &subscriber{
-		server: s, crew: c, life: life, lines: make(map[string]*line),
+		server: s, crew: c, events: e, life: life, lines: make(map[string]*line),
 		ears: make(map[string]*ear), heardBy: make(map[*bucket]*ear),
 	}
+}
+
+// waiting returns how many wait.
+func (s *subscriber) waiting() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.waiters
 }
 
 // idleLocked is called when the last line has gone.
@@ -101,6 +110,13 @@ func (s *subscriber) end() {
 
 // wakeAll makes every line of a bucket look, but not all in the same moment.
 func (s *subscriber) wakeAll(b *bucket) {
+	for _, id := range s.wakeAllOf(b) {
+		s.events.woken(id, bySubscription)
+	}
+}
+
+// wakeAllOf returns whom it has woken.
+func (s *subscriber) wakeAllOf(b *bucket) (woken []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	spread := time.Duration(len(s.lines)) * lookSpread
@@ -108,12 +124,17 @@ func (s *subscriber) wakeAll(b *bucket) {
 		if ln.bucket != b {
 			continue
 		}
+		if ln.first() != nil {
+			woken = append(woken, ln.id)
+		}
 		if ln.trying {
 			s.wakeLocked(ln, false)
 		} else if pause := mathrand.N(spread); pause < time.Until(ln.due) {
 			s.lookInLocked(ln, pause)
+			ln.woken = true
 		}
 	}
+	return woken
 }
 
 // An ear is a subscription, and the goroutine that keeps it up. There is one for each server that has locks which
@@ -199,24 +220,30 @@ func (s *subscriber) listenAnewLocked(e *ear) {
 
 // listen keeps up an ear until ctx ends, or everything that it heard is on other servers.
 func (s *subscriber) listen(ctx context.Context, e *ear) {
-	refused, noShards := false, false
+	refused, noShards, again := false, false, false
 	for pauses := (backoff{min: shortestRetry, max: resubscribe}); ctx.Err() == nil && s.follow(ctx, e); {
-		n := &subscription{subscriber: s, ear: e, channels: make(map[string]channel)}
+		n := &subscription{subscriber: s, ear: e, again: again, channels: make(map[string]channel)}
 		n.plain = noShards || s.server.topology == nil
 		n.releasesOnly = refused || noShards || !s.server.mayQueue()
 		start := time.Now()
 		err := s.server.inCluster(n.run(ctx))
 		if ctx.Err() == nil {
 			s.server.heard(err)
+			if n.stood {
+				again = true
+				s.events.unsubscribed(e.addr, err)
+			}
 		}
 		// A closed subscription is our own doing, and is no reason to give up.
 		denied := judge(err) == final && !errors.Is(err, redis.ErrClosed)
 		switch {
 		case denied && !n.releasesOnly:
 			refused = true // Perhaps the user has a right to the first channel alone.
+			s.events.fellBack(err.Error())
 			continue
 		case !n.plain && unknownCommand(err):
 			noShards = true
+			s.events.fellBack(err.Error())
 			continue
 		}
 		noShards = false // The server may have been replaced by one that knows more.
@@ -273,6 +300,8 @@ type subscription struct {
 	pubsub       *redis.PubSub
 	plain        bool // channels belong to no slot: there is no cluster, or its server does not know better (Redis 6)
 	releasesOnly bool // no grants
+	again        bool // another stood before
+	stood        bool // everything was confirmed that was asked for at first; of the goroutine that receives
 
 	mu       sync.Mutex         // guards what follows
 	channels map[string]channel // that it has asked for
@@ -313,6 +342,10 @@ func (n *subscription) run(ctx context.Context) error {
 				return errMoved
 			}
 			n.confirm(m.Channel)
+			if !n.stood && n.confirmed() {
+				n.stood = true
+				n.subscriber.events.subscribed(n.ear.addr, n.again)
+			}
 		case *redis.Message:
 			n.hear(m)
 		}
@@ -407,7 +440,7 @@ func (n *subscription) hear(m *redis.Message) {
 			n.subscriber.hear(n.ear, c.bucket, g)
 		}
 	} else if id, ok := c.bucket.id(m.Payload); ok {
-		n.subscriber.released(id)
+		n.subscriber.wake(id, false, byMessage)
 	}
 }
 

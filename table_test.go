@@ -50,19 +50,19 @@ var table = []struct {
 }{
 	{"Acquire/free", func(t *testing.T, s site) {
 		client := s.client(t)
-		l := newLock(t, client)
+		l := newLock(t, client, redfour.WithOwner("worker 7, ü"))
 		before := time.Now()
 		lease := mustAcquire(t, l, "acquire free", time.Minute)
 		require.Equal(t, time.Minute, lease.TTL)
 		require.True(t, lease.Immediate)
 		require.WithinRange(t, lease.Deadline(), before.Add(time.Minute), time.Now().Add(time.Minute))
-		require.Equal(t, map[string]string{"index": strconv.FormatInt(lease.Index, 10), "token": lease.Token},
+		require.Equal(t, map[string]string{"index": strconv.FormatInt(lease.Index, 10), "token": lease.Token, "owner": "worker 7, ü"},
 			client.HGetAll(t.Context(), s.lock("acquire free")).Val())
 		require.LessOrEqual(t, client.PTTL(t.Context(), s.lock("acquire free")).Val(), time.Minute)
 		require.NoError(t, l.Release(t.Context(), lease))
 	}},
 	{"Acquire/held", func(t *testing.T, s site) {
-		l := newLock(t, s.client(t))
+		l := newLock(t, s.client(t), redfour.WithOwner("worker 7, ü"))
 		lease := mustAcquire(t, l, "acquire held", time.Minute)
 		_, err := l.Acquire(t.Context(), "acquire held", time.Minute)
 		locked := new(redfour.LockedError)
@@ -70,6 +70,7 @@ var table = []struct {
 		require.ErrorIs(t, err, redfour.ErrLocked)
 		require.Equal(t, lease.Index, locked.Index)
 		require.Equal(t, "acquire held", locked.ID)
+		require.Equal(t, "worker 7, ü", locked.Owner)
 		require.InDelta(t, time.Minute, locked.TTL, float64(5*time.Second))
 	}},
 	{"any/bad arguments send nothing", func(t *testing.T, s site) {

@@ -49,6 +49,7 @@ type Batcher struct {
 	crew   *crew.Crew
 	life   context.Context //nolint:containedctx // Of all batches: they belong to no single caller.
 	limit  time.Duration
+	sent   func(commands int)
 
 	mu      sync.Mutex // guards what follows
 	queue   []*Call    // not sent yet
@@ -61,9 +62,10 @@ type Batcher struct {
 
 // New returns a Batcher whose goroutines belong to the given crew. Commands that travel together, and have found no
 // connection after limit, are not sent; one that travels alone, when it is given up. The values of ctx are those of
-// commands that travel together. The Batcher keeps some goroutines until End.
-func New(ctx context.Context, client Client, c *crew.Crew, limit time.Duration) *Batcher {
-	b := &Batcher{client: client, crew: c, life: context.WithoutCancel(ctx), limit: limit}
+// commands that travel together. The Batcher keeps some goroutines until End. It calls sent before each
+// round trip, with how many commands share it.
+func New(ctx context.Context, client Client, c *crew.Crew, limit time.Duration, sent func(commands int)) *Batcher {
+	b := &Batcher{client: client, crew: c, life: context.WithoutCancel(ctx), limit: limit, sent: sent}
 	b.wake.L = &b.mu
 	return b
 }
@@ -271,6 +273,7 @@ func (b *Batcher) exec(calls []*Call) {
 			close(c.ready)
 		}
 	}()
+	b.sent(len(calls))
 	if len(calls) == 1 {
 		_ = b.client.Process(calls[0], calls[0].Cmd)
 		ended = false

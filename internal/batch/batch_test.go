@@ -58,7 +58,7 @@ func newBatcher(t *testing.T, c *crew.Crew, dial dialer, hooks ...redis.Hook) *b
 	for _, h := range hooks {
 		client.AddHook(h)
 	}
-	b := batch.New(context.WithValue(t.Context(), whose{}, "everybody"), client, c, limit)
+	b := batch.New(context.WithValue(t.Context(), whose{}, "everybody"), client, c, limit, func(int) {})
 	t.Cleanup(func() {
 		b.End()
 		pass(time.Minute) // The client's own dialing has a bound of its own.
@@ -284,7 +284,7 @@ func TestSend_aBatchBelongsToNoCaller(t *testing.T) {
 		client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:6379", Dialer: unreachable})
 		client.AddHook(way)
 		life, end := context.WithCancel(context.WithValue(t.Context(), whose{}, "everybody"))
-		b := batch.New(life, client, c, limit)
+		b := batch.New(life, client, c, limit, func(int) {})
 		busy(t, b, way)
 
 		first, cancel := context.WithCancel(context.WithValue(t.Context(), whose{}, "mine"))
@@ -994,7 +994,7 @@ func BenchmarkBatcher(b *testing.B) {
 				return answered(cmds, next)
 			}))
 			goroutines := new(crew.Crew)
-			batcher := batch.New(b.Context(), client, goroutines, limit)
+			batcher := batch.New(b.Context(), client, goroutines, limit, func(int) {})
 			var wg sync.WaitGroup
 			b.ReportAllocs()
 			b.ResetTimer()

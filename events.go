@@ -1,0 +1,246 @@
+package redfour
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync/atomic"
+	"time"
+)
+
+// Stats is what a [Lock] has counted since it was made. All but Waiting and KeptAlive only grow, so that the
+// difference of two Stats is what happened between them. Fields are read one by one: while calls run, one may be ahead
+// of another.
+type Stats struct {
+	Waiting   int // callers of WaitAcquire and WithLock that wait now
+	KeptAlive int // leases that are kept alive now
+
+	AtOnce    int64         // leases got at the first attempt: Lease.Immediate
+	AfterWait int64         // leases got otherwise: after waiting, or after an attempt that failed
+	WaitTime  time.Duration // from the calls of Acquire, WaitAcquire and WithLock to these leases, in all
+	Held      int64         // calls of Acquire that found the lock held
+	TimedOut  int64         // calls of Acquire, WaitAcquire and WithLock whose ctx ended before the lock was got
+	Failed    int64         // the same calls that ended with any other error, bad arguments and ErrClosed included
+
+	Released int64         // leases whose Release succeeded, given up by WithLock or ForceRelease included
+	HoldTime time.Duration // from the grant of these leases, where it was here, to their Release, in all
+	Lost     int64         // leases that were found not to hold, by a renewal, a release or at their deadline
+
+	Renewals       int64         // attempts to renew, by Renew or in the background, that succeeded
+	RenewalsFailed int64         // attempts that did not, those that found the lease lost included
+	RenewalsLate   time.Duration // how much later than a third of the ttl those in the background succeeded, in all
+
+	WokenByRelease      int64 // lines of waiters that looked, or got the lock, because a lease was released in this Lock
+	WokenByGrant        int64 // because of a message that the lock was granted to this Lock
+	WokenByMessage      int64 // because of a message that the lock was released
+	WokenByTimer        int64 // because the holder's lease should have ended, 30 s had passed, or an attempt had failed
+	WokenBySubscription int64 // because a subscription was confirmed
+
+	GrantsClaimed  int64 // leases that another process handed to this Lock, by a message or found by asking
+	GrantsReturned int64 // leases that came for nobody, or too late, and were given back
+
+	Subscriptions     int64 // confirmed, the first included
+	SubscriptionsLost int64 // that ended though somebody waited, or might have
+
+	Scripts    int64 // sent to Redis, with those that were sent again
+	RoundTrips int64 // in which they travelled, alone or in a batch
+	Batches    int64 // round trips of more than one
+}
+
+// Stats returns what l has counted so far. It sends nothing.
+func (l *Lock) Stats() Stats {
+	l.mu.Lock()
+	kept := len(l.keepers)
+	l.mu.Unlock()
+	s := l.events.stats()
+	s.Waiting, s.KeptAlive = l.subscriber.waiting(), kept
+	return s
+}
+
+// A Trace is told what happens in a [Lock], as it happens. Any of its functions may be nil. See [WithTrace].
+//
+// A ctx is that of the call, with its values. An err is the one that the call returned, and nil if it succeeded; match it
+// against the package's errors.
+type Trace struct {
+	// Acquired is called before Acquire, WaitAcquire and WithLock return, or run the function. The call had begun at began. Lease is nil
+	// if err is not.
+	Acquired func(ctx context.Context, id string, began time.Time, lease *Lease, err error)
+
+	// Renewed is called after each attempt to renew, at began, by Renew or in the background. Late is by how much an attempt in the
+	// background came after its time, a third of the ttl; 0 for Renew. In the background ctx has no values.
+	Renewed func(ctx context.Context, id string, index int64, began time.Time, late time.Duration, err error)
+
+	// Released is called when a Release has ended: before it returns, or afterwards if its caller did not wait. Held is
+	// for how long the lease was held since it was granted here; 0 if it was granted elsewhere.
+	Released func(ctx context.Context, id string, index int64, began time.Time, held time.Duration, err error)
+
+	// Lost is called once for a lease that was found not to hold, and not because it was released here. Err matches ErrNotHeld.
+	Lost func(id string, index int64, err error)
+
+	// Woken is called when the waiters of an id are woken: by "release" (in this Lock), "grant", "message" (of a release
+	// elsewhere), "timer" or "subscription".
+	Woken func(id string, by string)
+
+	// Subscribed is called when the Lock is told of releases and grants, for the first time or again, by the server
+	// at addr. That is "" where there is one master.
+	Subscribed func(addr string)
+
+	// Unsubscribed is called when that has ended, and not because nobody waits any more.
+	Unsubscribed func(addr string, err error)
+}
+
+// WithTrace makes a [Lock] call the functions of t. Given twice, the last counts.
+//
+// They are called by whatever goroutine made it happen, several at a time, and while no mutex of the library is held: they may
+// use the Lock. But it waits for them. One that blocks holds up the call that it is told of, or the waking of waiters; one that panics
+// in a goroutine of the library ends the program, as it does anywhere.
+func WithTrace(t Trace) Option {
+	return func(c *config) error {
+		c.trace = t
+		return nil
+	}
+}
+
+// events are where a Lock notes what happens: it counts, tells the trace, and logs what an operator must see. Its methods
+// that tell are called without a mutex.
+type events struct {
+	counts counts
+	trace  Trace
+	log    *slog.Logger
+}
+
+// counts are the fields of Stats that grow, durations in nanoseconds.
+type counts struct {
+	atOnce, afterWait, waitTime, held, timedOut, failed atomic.Int64
+	released, holdTime, lost                            atomic.Int64
+	renewals, renewalsFailed, renewalsLate              atomic.Int64
+	woken                                               [len(wakeups)]atomic.Int64
+	grantsClaimed, grantsReturned                       atomic.Int64
+	subscriptions, subscriptionsLost                    atomic.Int64
+	scripts, roundTrips, batches                        atomic.Int64
+}
+
+func (e *events) stats() Stats {
+	c := &e.counts
+	return Stats{
+		AtOnce: c.atOnce.Load(), AfterWait: c.afterWait.Load(), WaitTime: time.Duration(c.waitTime.Load()),
+		Held: c.held.Load(), TimedOut: c.timedOut.Load(), Failed: c.failed.Load(),
+		Released: c.released.Load(), HoldTime: time.Duration(c.holdTime.Load()), Lost: c.lost.Load(),
+		Renewals: c.renewals.Load(), RenewalsFailed: c.renewalsFailed.Load(), RenewalsLate: time.Duration(c.renewalsLate.Load()),
+		WokenByRelease: c.woken[byRelease].Load(), WokenByGrant: c.woken[byGrant].Load(), WokenByMessage: c.woken[byMessage].Load(),
+		WokenByTimer: c.woken[byTimer].Load(), WokenBySubscription: c.woken[bySubscription].Load(),
+		GrantsClaimed: c.grantsClaimed.Load(), GrantsReturned: c.grantsReturned.Load(),
+		Subscriptions: c.subscriptions.Load(), SubscriptionsLost: c.subscriptionsLost.Load(),
+		Scripts: c.scripts.Load(), RoundTrips: c.roundTrips.Load(), Batches: c.batches.Load(),
+	}
+}
+
+// A wakeup is why waiters look at their lock, or get it.
+type wakeup int
+
+const (
+	byRelease wakeup = iota
+	byGrant
+	byMessage
+	byTimer
+	bySubscription
+)
+
+var wakeups = [...]string{byRelease: "release", byGrant: "grant", byMessage: "message", byTimer: "timer", bySubscription: "subscription"}
+
+// acquired notes how a call to get a lease ended that had begun at began.
+func (e *events) acquired(ctx context.Context, id string, began time.Time, lease *Lease, err error) {
+	switch {
+	case err == nil && lease.Immediate:
+		e.counts.atOnce.Add(1)
+	case err == nil:
+		e.counts.afterWait.Add(1)
+	case ctx.Err() != nil:
+		e.counts.timedOut.Add(1)
+	case errors.Is(err, ErrLocked):
+		e.counts.held.Add(1)
+	default:
+		e.counts.failed.Add(1)
+	}
+	if err == nil {
+		e.counts.waitTime.Add(int64(time.Since(began)))
+	}
+	if e.trace.Acquired != nil {
+		e.trace.Acquired(ctx, id, began, lease, err)
+	}
+}
+
+// renewed notes an attempt to renew, which was due so long before.
+func (e *events) renewed(ctx context.Context, key leaseKey, began time.Time, late time.Duration, err error) {
+	if err == nil {
+		e.counts.renewals.Add(1)
+		e.counts.renewalsLate.Add(int64(late))
+	} else {
+		e.counts.renewalsFailed.Add(1)
+	}
+	if e.trace.Renewed != nil {
+		e.trace.Renewed(ctx, key.id, key.index, began, late, err)
+	}
+}
+
+// released notes how a release ended.
+func (e *events) released(ctx context.Context, key leaseKey, began time.Time, held time.Duration, err error) {
+	if err == nil {
+		e.counts.released.Add(1)
+		e.counts.holdTime.Add(int64(held))
+	}
+	if e.trace.Released != nil {
+		e.trace.Released(ctx, key.id, key.index, began, held, err)
+	}
+}
+
+// lost notes that a lease does not hold.
+func (e *events) lost(key leaseKey, why error) {
+	e.counts.lost.Add(1)
+	e.log.Warn("redfour: lease lost: its section may have overlapped with another", "id", key.id, "index", key.index, "error", why)
+	if e.trace.Lost != nil {
+		e.trace.Lost(key.id, key.index, why)
+	}
+}
+
+// woken notes that the waiters of an id were woken.
+func (e *events) woken(id string, by wakeup) {
+	e.counts.woken[by].Add(1)
+	if e.trace.Woken != nil {
+		e.trace.Woken(id, wakeups[by])
+	}
+}
+
+// subscribed notes that a subscription was confirmed, after another was lost if it says so.
+func (e *events) subscribed(addr string, again bool) {
+	e.counts.subscriptions.Add(1)
+	if again {
+		e.log.Info("redfour: subscribed again", "addr", addr)
+	}
+	if e.trace.Subscribed != nil {
+		e.trace.Subscribed(addr)
+	}
+}
+
+// unsubscribed notes that a subscription has ended of itself.
+func (e *events) unsubscribed(addr string, err error) {
+	e.counts.subscriptionsLost.Add(1)
+	e.log.Warn("redfour: subscription lost: waiters are woken late, or by nothing but timers, until there is another", "addr", addr, "error", err)
+	if e.trace.Unsubscribed != nil {
+		e.trace.Unsubscribed(addr, err)
+	}
+}
+
+// fellBack notes that the lock is not handed over any more, but raced for.
+func (e *events) fellBack(why string) {
+	e.log.Warn("redfour: waiters cannot queue: a release wakes everybody, and whoever is first gets the lock", "reason", why)
+}
+
+// sent notes a round trip with so many scripts.
+func (e *events) sent(scripts int) {
+	e.counts.scripts.Add(int64(scripts))
+	e.counts.roundTrips.Add(1)
+	if scripts > 1 {
+		e.counts.batches.Add(1)
+	}
+}
