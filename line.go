@@ -188,7 +188,7 @@ func (s *subscriber) dropLocked(ln *line) {
 	}
 	delete(s.lines, ln.id)
 	if ln.quest != nil {
-		s.server.abandon(s.life, ln.quest)
+		s.server.abandon(ln.quest)
 	}
 	if ln.timer != nil {
 		ln.timer.Stop()
@@ -476,7 +476,7 @@ func (s *subscriber) give(ln *line, y yield) (err error) {
 			}
 		}
 		s.events.counts.grantsReturned.Add(1)
-		s.server.giveBack(context.WithoutCancel(s.life), y.lease.key())
+		_ = s.server.giveBack(context.WithoutCancel(s.life), y.lease.key())
 		s.wake(y.lease.ID, false, byRelease)
 		return err
 	}
@@ -513,7 +513,7 @@ func (s *subscriber) claimLocked(ln *line, y yield) bool {
 // gateLocked is claimLocked where there is a line.
 func (s *subscriber) gateLocked(ln *line, y yield) bool {
 	index := y.lease.Index
-	if index <= ln.claimed || y.quest != nil && !y.quest.win(index) {
+	if index <= ln.claimed || y.quest != nil && !s.server.win(y.quest, index) {
 		return false
 	}
 	ln.claimed = index
@@ -630,7 +630,7 @@ func (s *subscriber) answer(o offer, id string, r reply, err error, maybe bool) 
 	case err == nil:
 		s.inherit(o, r)
 	case maybe:
-		s.server.mayHaveGot(s.life, o.quest)
+		s.server.doubt(o.quest)
 	}
 	if s.settleAnswer(o, r, err, maybe) {
 		s.events.woken(id, byRelease)

@@ -310,20 +310,20 @@ func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 		return f.note(err)
 	})
 	if err != nil {
-		l.server.abandon(ctx, q)
+		l.server.abandon(q)
 		return nil, l.orClosed(f.sum(ctx))
 	}
 	if r.status == statusHeld {
-		l.server.abandon(ctx, q)
+		l.server.abandon(q)
 		return nil, r.locked(id)
 	}
 	lease := newLease(id, q.token, ttl, r)
 	if lease.Remaining() <= 0 {
-		q.doubt()
-		l.server.abandon(ctx, q)
+		l.server.doubt(q)
+		l.server.abandon(q)
 		return nil, errLate(ttl)
 	}
-	q.win(lease.Index)
+	l.server.win(q, lease.Index)
 	lease.Immediate = true
 	if l.replication.replicas > 0 {
 		return l.confirm(ctx, lease, until)

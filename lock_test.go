@@ -219,6 +219,97 @@ func TestAcquire_givesBackWhatComesThroughTooLate(t *testing.T) {
 	}
 }
 
+// A broken connection may be noticed before what it carried arrives, and its reply then comes to nobody. The lock is taken for
+// no longer than it takes to look.
+func TestAcquire_givesBackWhatArrivesAfterItsConnectionBroke(t *testing.T) {
+	for name, row := range map[string]struct {
+		call  func(t *testing.T, l *redfour.Lock)
+		after time.Duration
+		free  time.Duration
+	}{
+		"after the release":       {acquireAndEnd, 0, time.Second},
+		"a moment later":          {acquireAndEnd, 900 * time.Millisecond, 100 * time.Millisecond},
+		"after it was given up":   {acquireInVain, 0, time.Second},
+		"after nobody waited":     {waitInVain, 0, time.Second},
+		"after a waiter released": {waitAndEnd, 0, time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, m *mini) {
+				way := new(link)
+				l, other := m.lock(t, way), m.lock(t)
+				require.NoError(t, l.Release(t.Context(), mustAcquire(t, l, "scripts are known", time.Hour)))
+				lease := mustAcquire(t, other, "42", 500*time.Millisecond)
+				var late []any
+				way.beforeScript(func(_ context.Context, cmd redis.Cmder) error {
+					if late == nil && isAcquire(cmd) {
+						late = cmd.Args()
+						return io.EOF
+					}
+					return nil
+				})
+				row.call(t, l)
+				_ = other.Release(t.Context(), lease)
+				synctest.Wait()
+				require.False(t, m.Exists("lock:42"))
+
+				pass(row.after)
+				require.NoError(t, m.client(t).Do(t.Context(), late...).Err())
+				require.True(t, m.Exists("lock:42"), "it came through")
+				pass(row.free)
+				synctest.Wait()
+				require.False(t, m.Exists("lock:42"))
+			})
+		})
+	}
+}
+
+func acquireAndEnd(t *testing.T, l *redfour.Lock) {
+	t.Helper()
+	pass(time.Second) // until the other's lease has ended
+	require.NoError(t, l.Release(t.Context(), mustAcquire(t, l, "42", time.Hour)))
+}
+
+func acquireInVain(t *testing.T, l *redfour.Lock) {
+	t.Helper()
+	_, err := l.Acquire(t.Context(), "42", time.Hour)
+	require.ErrorIs(t, err, redfour.ErrLocked)
+}
+
+func waitInVain(t *testing.T, l *redfour.Lock) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	_, err := l.WaitAcquire(ctx, "42", time.Hour)
+	require.ErrorIs(t, err, redfour.ErrLocked)
+}
+
+func waitAndEnd(t *testing.T, l *redfour.Lock) {
+	t.Helper()
+	lease, err := l.WaitAcquire(t.Context(), "42", time.Hour)
+	require.NoError(t, err)
+	require.NoError(t, l.Release(t.Context(), lease))
+}
+
+// The lease that the next attempt got has the same token, and holds.
+func TestAcquire_doesNotGiveBackWhatIsHeld(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		looks := 0
+		way.beforeScript(func(_ context.Context, cmd redis.Cmder) error {
+			if isInspect(cmd) && cmd.Name() == "eval" { // after NOSCRIPT
+				looks++
+			}
+			return nil
+		})
+		way.afterScript(once(isAcquire, lostReply))
+		lease := mustAcquire(t, l, "42", time.Minute)
+		pass(10 * time.Second)
+		require.Equal(t, 1, looks)
+		require.NoError(t, l.Release(t.Context(), lease))
+	})
+}
+
 func TestAcquire_lateGrantIsReleased(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		way := new(link)

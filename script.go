@@ -686,12 +686,26 @@ func (s *server) newRenewal(ctx context.Context, b *bucket, l leaseKey, ttl time
 // inspect asks once who has the lock of id, and who waits for it.
 func (s *server) inspect(ctx context.Context, id string) (reply, error) {
 	b, sc := s.bucket(id), s.inspecting
-	lock := b.lock(id)
-	r, err := s.run(ctx, patience, b, sc, append(sc.words(2, 1), lock, b.queue(id), b.prefix))
-	if !refusesKeys(err) {
-		return r, err
+	r, err := s.run(ctx, patience, b, sc, append(sc.words(2, 1), b.lock(id), b.queue(id), b.prefix))
+	if refusesKeys(err) {
+		return s.look(ctx, id)
 	}
-	return s.run(ctx, patience, b, sc, append(sc.words(1, 1), lock, b.prefix))
+	return r, r.checkWords(2, err)
+}
+
+// look asks once who has the lock of id.
+func (s *server) look(ctx context.Context, id string) (reply, error) {
+	b, sc := s.bucket(id), s.inspecting
+	r, err := s.run(ctx, patience, b, sc, append(sc.words(1, 1), b.lock(id), b.prefix))
+	return r, r.checkWords(2, err)
+}
+
+// checkWords returns err, or that there are fewer words than a script replies.
+func (r reply) checkWords(n int, err error) error {
+	if err == nil && len(r.words) < n {
+		err = fmt.Errorf("script replied %d words, not %d", len(r.words), n)
+	}
+	return err
 }
 
 // A confirmation is the answer to confirm.
@@ -964,7 +978,7 @@ type quest struct {
 	id, token string
 
 	mu    sync.Mutex // guards what follows
-	maybe bool       // an attempt that has come back may have taken the lock
+	maybe bool       // an attempt whose outcome is unknown may have taken the lock, or may do so yet
 	over  questEnd
 	index int64 // of the last lease under the token that somebody has claimed, or gives back
 }
@@ -993,7 +1007,7 @@ func (s *server) try(
 			late()
 		})
 	} else if judge(err) == unknown {
-		q.doubt()
+		s.doubt(q)
 	}
 	return r, err
 }
@@ -1001,80 +1015,111 @@ func (s *server) try(
 // comesLate takes the outcome of an attempt that nobody waited for. What it took is recognised by the next attempt, or
 // else given back: if the quest was won by another lease, no attempt looks for this one.
 func (s *server) comesLate(ctx context.Context, q *quest, r reply, err error) {
-	mayHold := judge(err) == unknown || err == nil && (r.status == statusDone || r.status == statusAgain)
+	if judge(err) == unknown {
+		s.doubt(q)
+		return
+	}
+	mayHold := err == nil && (r.status == statusDone || r.status == statusAgain)
 	q.mu.Lock()
 	over := q.over
 	stray := over == won && err == nil && r.status == statusDone && r.index > q.index
 	if stray {
 		q.index = r.index // Nobody else claims it now.
 	}
-	q.maybe = q.maybe || mayHold
+	q.maybe = q.maybe || mayHold && over == sought
 	q.mu.Unlock()
 	switch {
 	case over == abandoned && mayHold:
-		s.discard(ctx, q.id, q.token)
+		_ = s.discard(ctx, q.id, q.token)
 	case stray:
-		s.giveBack(ctx, leaseKey{q.id, r.index, q.token})
+		_ = s.giveBack(ctx, leaseKey{q.id, r.index, q.token})
 	}
 }
 
-// doubt says that an attempt whose outcome is unknown may have taken the lock.
-func (q *quest) doubt() {
+// doubt says that an attempt whose outcome nobody will hear may have taken the lock, or may do so yet.
+func (s *server) doubt(q *quest) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.maybe = true
-}
-
-// mayHaveGot says that an attempt whose outcome nobody will hear may have taken the lock.
-func (s *server) mayHaveGot(ctx context.Context, q *quest) {
-	q.mu.Lock()
-	q.maybe = true
-	over := q.over == abandoned
-	q.mu.Unlock()
-	if over {
-		s.abandon(ctx, q)
-	}
+	s.settleLocked(q)
 }
 
 // win ends the quest by a lease that was got. It returns false if that is known already. After the first there may be another: an
 // attempt that comes through late takes the lock again, and the next answer tells of that.
-func (q *quest) win(index int64) bool {
+func (s *server) win(q *quest, index int64) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.over == abandoned || index <= q.index {
 		return false
 	}
 	q.over, q.index = won, index
+	s.settleLocked(q)
 	return true
 }
 
-// abandon ends the quest without a lease, and gives back, in the background, what it took.
-func (s *server) abandon(ctx context.Context, q *quest) {
+// abandon ends the quest without a lease.
+func (s *server) abandon(q *quest) {
 	q.mu.Lock()
+	defer q.mu.Unlock()
 	if q.over == sought {
 		q.over = abandoned
 	}
-	take := q.over == abandoned && q.maybe
-	q.mu.Unlock()
-	if take {
-		ctx = context.WithoutCancel(ctx)
-		s.crew.Start(func() { s.discard(ctx, q.id, q.token) })
+	s.settleLocked(q)
+}
+
+// settleLocked gives back, in the background, what the attempts of a quest that is over may have taken, or may take yet.
+func (s *server) settleLocked(q *quest) {
+	if !q.maybe || q.over == sought {
+		return
+	}
+	q.maybe = false
+	ctx, over := context.WithoutCancel(s.life), q.over
+	s.crew.Start(func() {
+		if over == abandoned && s.discard(ctx, q.id, q.token) != nil {
+			return
+		}
+		// A broken connection is noticed here before what it carried has arrived, if there is a proxy in between.
+		sleep(s.life, s.life, patience)
+		s.sweep(ctx, q)
+	})
+}
+
+// sweep looks for a lease that an attempt has taken after its quest was over, and gives it back.
+func (s *server) sweep(ctx context.Context, q *quest) {
+	var r reply
+	err := repeat(ctx, s.life, time.Now().Add(cleanupTime), verdict.transient, func() (err error) {
+		r, err = s.look(ctx, q.id)
+		return err
+	})
+	if err == nil && r.status == statusHeld && r.token() == q.token && q.takes(r.index) {
+		_ = s.giveBack(ctx, leaseKey{q.id, r.index, q.token})
 	}
 }
 
+// takes tells whether nobody has claimed a lease, and sees to it that nobody does.
+func (q *quest) takes(index int64) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if index <= q.index {
+		return false
+	}
+	q.index = index
+	return true
+}
+
 // discard releases whatever lease has this token.
-func (s *server) discard(ctx context.Context, id, token string) {
-	s.insist(ctx, func(ctx context.Context) (reply, error) { return s.releaseToken(ctx, id, token) })
+func (s *server) discard(ctx context.Context, id, token string) error {
+	return s.insist(ctx, func(ctx context.Context) (reply, error) { return s.releaseToken(ctx, id, token) })
 }
 
 // giveBack releases a lease that nobody has heard of.
-func (s *server) giveBack(ctx context.Context, l leaseKey) {
-	s.insist(ctx, func(ctx context.Context) (reply, error) { return s.release(ctx, l, heir{}) })
+func (s *server) giveBack(ctx context.Context, l leaseKey) error {
+	return s.insist(ctx, func(ctx context.Context) (reply, error) { return s.release(ctx, l, heir{}) })
 }
 
 // insist repeats a release for a while.
-func (s *server) insist(ctx context.Context, release func(ctx context.Context) (reply, error)) {
-	_ = repeat(ctx, ctx, time.Now().Add(cleanupTime), verdict.transient, func() error {
+func (s *server) insist(ctx context.Context, release func(ctx context.Context) (reply, error)) error {
+	return repeat(ctx, ctx, time.Now().Add(cleanupTime), verdict.transient, func() error {
 		_, err := release(ctx)
 		return err
 	})

@@ -87,6 +87,10 @@ func faults() []fault {
 		{name: "reply lost", proxied: true, ttl: longTTL, lasts: 2 * second, begin: inBursts(
 			toxic{"timeout", "downstream", 0.5, map[string]int{"timeout": 30}},
 		)},
+		{name: "late, and reply lost", proxied: true, ttl: longTTL, lasts: 2 * second, begin: inBursts(
+			toxic{"latency", "upstream", 0.5, map[string]int{"latency": 60, "jitter": 30}},
+			toxic{"timeout", "downstream", 0.5, map[string]int{"timeout": 30}},
+		)},
 		{name: "black hole upstream", proxied: true, outage: true, ttl: shortTTL, lasts: 2 * second, begin: onProxies(
 			toxic{"timeout", "upstream", 1, nil},
 		)},
