@@ -29,6 +29,7 @@ var canaries = []struct{ patch, fault, rule string }{
 	{"deaf to a half-open subscription", "half-open subscriber", "waiter"},
 	{"forgotten scripts", "SCRIPT FLUSH", "waiter"},
 	{"index from the counter alone", "server killed, data lost", "index"},
+	{"late requests are not swept", "late, and reply lost", "waiter|end"},
 	{"leases are not renewed", "none", "kept"},
 	{"leases for nobody are kept", "none", "waiter"},
 	{"look before register", "jitter", "waiter"},
