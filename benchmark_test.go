@@ -34,8 +34,8 @@ var sections = []struct {
 	allocs float64
 }{
 	{"Acquire+Release", acquireAndRelease, 29},
-	{"WaitAcquire+Release", waitAndRelease, 42},
-	{"WithLock", withLock, 68},
+	{"WaitAcquire+Release", waitAndRelease, 40},
+	{"WithLock", withLock, 66},
 }
 
 // The same on a real server, for callers with an id each, and for waiters of one id.

@@ -123,13 +123,18 @@ func slotsOf(ctx context.Context, client redis.Cmdable) ([]redis.ClusterSlot, er
 // command; what it counts is 0.)
 var asRedis6 = []string{"--rename-command", "SPUBLISH", "", "--rename-command", "SSUBSCRIBE", ""}
 
+func TestClusterRedis6Logger_saysThatWaitersCannotQueue(t *testing.T) {
+	c, way := redistest.StartCluster(t, 3, 0, asRedis6...), new(link)
+	requireFallback(t, newClusterClient(t, c, way), way)
+}
+
 func TestClusterRedis6Table(t *testing.T) {
 	c := redistest.StartCluster(t, 3, 1, asRedis6...)
 	for _, row := range table {
 		t.Run(row.name, func(t *testing.T) {
 			row.run(t, site{func(t *testing.T, via ...*link) redis.UniversalClient {
 				return newClusterClient(t, c, via...)
-			}, clusterNames})
+			}, clusterNames, false})
 		})
 	}
 }

@@ -78,7 +78,7 @@ func TestClusterTable(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			row.run(t, site{func(t *testing.T, via ...*link) redis.UniversalClient {
 				return newClusterClient(t, c, via...)
-			}, clusterNames})
+			}, clusterNames, true})
 		})
 	}
 }

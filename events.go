@@ -27,7 +27,7 @@ type Stats struct {
 	Lost     int64         // leases that were found not to hold, by a renewal, a release or at their deadline
 
 	Renewals       int64         // attempts to renew, by Renew or in the background, that succeeded
-	RenewalsFailed int64         // attempts that did not, those that found the lease lost included
+	RenewalsFailed int64         // attempts that did not, those that found the lease lost included; not those that a release cut short
 	RenewalsLate   time.Duration // how much later than a third of the ttl those in the background succeeded, in all
 
 	WokenByRelease      int64 // lines of waiters that looked, or got the lock, because a lease was released in this Lock
@@ -67,7 +67,8 @@ type Trace struct {
 	Acquired func(ctx context.Context, id string, began time.Time, lease *Lease, err error)
 
 	// Renewed is called after each attempt to renew, at began, by Renew or in the background. Late is by how much an attempt in the
-	// background came after its time, a third of the ttl; 0 for Renew. In the background ctx has no values.
+	// background came after its time, a third of the ttl; 0 for Renew. In the background ctx has no values. One that a release cut short is not
+	// told.
 	Renewed func(ctx context.Context, id string, index int64, began time.Time, late time.Duration, err error)
 
 	// Released is called when a Release has ended: before it returns, or afterwards if its caller did not wait. Held is

@@ -96,7 +96,7 @@ func TestFailoverTable(t *testing.T) {
 					client.AddHook(l)
 				}
 				return client
-			}, plainNames})
+			}, plainNames, true})
 		})
 	}
 }

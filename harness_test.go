@@ -461,3 +461,39 @@ func mustAcquire(t *testing.T, l *redfour.Lock, id string, ttl time.Duration) *r
 	require.NoError(t, err)
 	return lease
 }
+
+// enough bounds everything that is to happen in a moment. A test that passes does
+// not wait that long; it is shorter than the looks that waiters take unasked.
+const enough = 20 * time.Second
+
+// eventually is for what the server knows, and tells nobody by itself.
+func eventually(t *testing.T, cond func() bool, what string) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(enough); !cond(); <-tick.C {
+		require.True(t, time.Now().Before(end), "still not: %s", what)
+	}
+}
+
+// take returns what a channel brings.
+func take[T any](t *testing.T, c <-chan T) T {
+	t.Helper()
+	timer := time.NewTimer(enough)
+	defer timer.Stop()
+	select {
+	case v := <-c:
+		return v
+	case <-timer.C:
+		require.FailNow(t, "nothing came")
+		panic("unreachable")
+	}
+}
+
+// takeLease returns the lease that a waiter got.
+func takeLease(t *testing.T, c <-chan acquired) *redfour.Lease {
+	t.Helper()
+	got := take(t, c)
+	require.NoError(t, got.err)
+	return got.lease
+}

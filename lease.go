@@ -521,7 +521,10 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 	default:
 		state.renewed(r.sent, ttl)
 	}
-	l.events.renewed(ctx, key, began, late, err)
+	// That the keeping alive has ended, by a release most often, says nothing about the renewal that it cut short.
+	if _, givenUp := errors.AsType[*givenUpError](err); due.IsZero() || !givenUp || ctx.Err() == nil {
+		l.events.renewed(ctx, key, began, late, err)
+	}
 	if first {
 		l.lost(key, state, err)
 	}

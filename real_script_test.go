@@ -1018,7 +1018,7 @@ func (s *stage) requireRepeatable(t *testing.T, st releaseStep) {
 
 // denials are users who lack one right. Where a lease cannot end without it, a release may fail, if it fails whole.
 var denials = map[string][]any{
-	"lpos": nil, "rpush": nil, "lindex": nil, "lpop": nil, "lrem": nil, "pubsub": nil, "time": nil, "get": nil, "set": nil,
+	"lpos": nil, "rpush": nil, "lindex": nil, "lrange": nil, "lpop": nil, "lrem": nil, "pubsub": nil, "time": nil, "get": nil, "set": nil,
 	"publish": nil, "pexpire": nil, "hset": nil, "del": nil, "hmget": nil, "type": nil, "pttl": nil,
 	"any channel":       {"resetchannels"},
 	"inboxes":           {"resetchannels", "&lock-release", "&lock-members"},
@@ -1163,6 +1163,45 @@ func TestRealScripts_acquireQueuesOrSaysThatItDoesNot(t *testing.T) {
 	}
 }
 
+// inspect returns what the script replied to a user who may do that.
+func (s *stage) inspect(t *testing.T) (numbers []int64, words []string) {
+	t.Helper()
+	source, keys, argv := inspectStep{}.script()
+	reply := s.user.Eval(t.Context(), source, keys, argv...)
+	numbers, err := valuesOf(reply)
+	require.NoError(t, err)
+	return numbers, wordsOf(reply)
+}
+
+// What may not be read is left out, and a lock that is held is never said to be free.
+func TestRealScripts_inspectTellsTheTruthWhateverIsDenied(t *testing.T) {
+	s := newStage(t)
+	for right := range denials {
+		for _, held := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, held %v", right, held), func(t *testing.T) {
+				s.scene(t, held, "dead 60000 1 x", bEntry.String())
+				s.deny(t, right)
+				before := s.lockFields(t)
+				got, err := s.run(t, inspectStep{})
+				require.Equal(t, before, s.lockFields(t))
+				require.Len(t, s.queued(t), 2)
+				if err != nil {
+					require.Contains(t, []string{"pttl", "hmget", "time", "scripts on queues"}, right)
+					return
+				}
+				want := int64(isNobody)
+				if held {
+					want = isHeld
+				}
+				require.Equal(t, want, got[0])
+				if _, words := s.inspect(t); right != "pubsub" && right != "lrange" {
+					require.Equal(t, []string{bEntry.String()}, words[2:])
+				}
+			})
+		}
+	}
+}
+
 func TestRealScripts_onAFullServer(t *testing.T) {
 	s := newStage(t)
 	full := func(t *testing.T) {
@@ -1241,14 +1280,14 @@ func TestRealScripts_onAReplica(t *testing.T) {
 	}
 	for name, st := range map[string]scriptStep{
 		"acquire": waiting, "acquire once": acquireStep{ttl: aMinute, token: "mine"}, "leave": leaveStep{ownEntry, 0},
-		"renew": renewStep{holderIndex, holderToken, aMinute},
+		"renew": renewStep{holderIndex, holderToken, aMinute}, "inspect": inspectStep{},
 	} {
 		for _, isHeld := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, held %v", name, isHeld), func(t *testing.T) {
 				s.scene(t, isHeld, bEntry.String())
 				replica(t)
 				got, err := s.run(t, st)
-				if name == "acquire once" && isHeld {
+				if (name == "acquire once" || name == "inspect") && isHeld {
 					require.NoError(t, err)
 					require.EqualValues(t, 0, got[0], "it writes nothing")
 					return
@@ -1296,6 +1335,12 @@ func TestRealScripts_aQueueThatIsNone(t *testing.T) {
 		scene(t, true)
 		_, err := s.run(t, leaveStep{ownEntry, 0})
 		require.ErrorContains(t, err, "WRONGTYPE")
+	})
+	t.Run("inspect", func(t *testing.T) {
+		scene(t, true)
+		got, words := s.inspect(t)
+		require.EqualValues(t, isHeld, got[0])
+		require.Equal(t, []string{"", holderToken}, words)
 	})
 }
 
@@ -1416,6 +1461,7 @@ func TestRealScripts_locksThatAreNone(t *testing.T) {
 	steps := map[string]scriptStep{
 		"acquire": acquireStep{ttl: aMinute, token: "mine"}, "wait": waiting,
 		"release": ending, "release for an heir": withHeir(true, true, ownEntry), "renew": renewStep{holderIndex, holderToken, aMinute},
+		"inspect": inspectStep{},
 	}
 	for name, st := range steps {
 		t.Run(name+" a string", func(t *testing.T) {

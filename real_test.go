@@ -6,10 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"net"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,10 +30,6 @@ import (
 // What miniredis cannot show: permissions, limits, roles, Lua's own numbers, and
 // what a real server counts. How calls live through its failures is in
 // real_faults_test.go.
-
-// enough bounds everything that is to happen in a moment. A test that passes does
-// not wait that long; it is shorter than the looks that waiters take unasked.
-const enough = 20 * time.Second
 
 // A realRedis is a server that a test has for itself.
 type realRedis struct {
@@ -102,38 +100,6 @@ func (r *realRedis) calls(t *testing.T, command string) int {
 	n, err := strconv.Atoi(digits)
 	require.NoError(t, err)
 	return n
-}
-
-// eventually is for what the server knows, and tells nobody by itself.
-func eventually(t *testing.T, cond func() bool, what string) {
-	t.Helper()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(enough); !cond(); <-tick.C {
-		require.True(t, time.Now().Before(end), "still not: %s", what)
-	}
-}
-
-// take returns what a channel brings.
-func take[T any](t *testing.T, c <-chan T) T {
-	t.Helper()
-	timer := time.NewTimer(enough)
-	defer timer.Stop()
-	select {
-	case v := <-c:
-		return v
-	case <-timer.C:
-		require.FailNow(t, "nothing came")
-		panic("unreachable")
-	}
-}
-
-// takeLease returns the lease that a waiter got.
-func takeLease(t *testing.T, c <-chan acquired) *redfour.Lease {
-	t.Helper()
-	got := take(t, c)
-	require.NoError(t, got.err)
-	return got.lease
 }
 
 // answered counts the scripts that match and whose replies came back over way.
@@ -735,7 +701,7 @@ func TestRealTable(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			row.run(t, site{func(t *testing.T, via ...*link) redis.UniversalClient {
 				return newClient(t, server.Options(), via...)
-			}, plainNames})
+			}, plainNames, true})
 		})
 	}
 }
@@ -808,12 +774,60 @@ func TestRealRights_theREADMEsAreEnough(t *testing.T) {
 		lease := mustAcquire(t, l, "42", time.Minute)
 		require.NoError(t, l.Renew(t.Context(), lease, time.Minute))
 		got := sleeper(t, other, &ways[1], "42")
+		status, err := l.Inspect(t.Context(), "42")
+		require.NoError(t, err)
+		require.Equal(t, lease.Index, status.Index)
+		if slices.Contains(rule, any("+lrange")) {
+			require.Len(t, status.Waiters, 1)
+		}
 		require.NoError(t, l.Release(t.Context(), lease))
-		require.NoError(t, other.Release(t.Context(), takeLease(t, got)))
+		lease = takeLease(t, got)
+		require.NoError(t, l.ForceRelease(t.Context(), "42", lease.Index))
+		require.ErrorIs(t, other.Release(t.Context(), lease), redfour.ErrExpired)
 		require.NoError(t, r.admin.Set(t.Context(), "lock:foreign", "x", 0).Err())
-		_, err := l.Acquire(t.Context(), "foreign", time.Minute)
+		_, err = l.Acquire(t.Context(), "foreign", time.Minute)
 		require.ErrorContains(t, err, `key "lock:foreign" is a string`)
 	}
+}
+
+func TestRealLogger_saysThatAUserMayNotHearGrants(t *testing.T) {
+	r := startReal(t)
+	login := r.user(t, "~*", "+@all", "resetchannels", "&lock-release")
+	way := new(link)
+	o := r.options(way)
+	login(o)
+	requireFallback(t, newClient(t, o, way), way)
+}
+
+// requireFallback demands that a waiter is woken all the same, and that one line is logged.
+func requireFallback(t *testing.T, client redis.UniversalClient, way *link) {
+	t.Helper()
+	var out syncBuffer
+	l := newLock(t, client, redfour.WithLogger(slog.New(slog.NewTextHandler(&out, nil))))
+	lease := mustAcquire(t, l, "42", time.Minute)
+	got := sleeper(t, l, way, "42")
+	require.NoError(t, l.Release(t.Context(), lease))
+	takeLease(t, got)
+	require.Equal(t, 1, strings.Count(out.String(), "\n"), out.String())
+	require.Contains(t, out.String(), `level=WARN msg="redfour: waiters cannot queue`)
+}
+
+// A syncBuffer is a buffer that several goroutines may use.
+type syncBuffer struct {
+	mu  sync.Mutex // guards buf
+	buf strings.Builder
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }
 
 // readmeRights returns the sets of rights that the README gives a user.

@@ -351,7 +351,8 @@ if left == -1 then return redis.error_reply("REDFOUR 1 hash without expiry") end
 return {-2, tonumber(held[1]) or 0, left, 0}
 `)
 
-// inspectScript tells who holds a lock, and who waits for it. It writes nothing.
+// inspectScript tells who holds a lock, and who waits for it. It changes nothing, but before it says that nobody holds
+// the lock it tries a write, as release does.
 //
 //	KEYS 1 lock  and where the user may use it:  2 queue
 //	ARGV 1 what channels begin with
@@ -369,6 +370,10 @@ if held.err or left == -1 then
   if held.err and (kind == "hash" or kind == "none") then return held end
   if left == -1 then kind = kind .. " without expiry" end
   return redis.error_reply("REDFOUR 1 " .. kind)
+end
+if left == -2 then
+  local write = redis.pcall("DEL", KEYS[1])
+  if type(write) == "table" and string.find(write.err, "READONLY") then return write end
 end
 local time = redis.call("TIME")
 local reply = {left == -2 and -1 or 0, tonumber(held[1]) or 0, math.max(left, 0), time[1] * 1000000 + time[2],
@@ -847,19 +852,19 @@ func (s *server) read(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, keyErrorOf(err, c.keys())
 	}
-	r := reply{status: statusDone, sent: c.Sent()}
 	if index, ok := cmd.Val().(int64); ok {
-		r.index = index
 		c.bucket.observe(index)
-		return r, nil
+		return reply{status: statusDone, index: index, sent: c.Sent()}, nil
 	}
 	values, err := cmd.Slice()
 	if err != nil {
 		return reply{}, err
 	}
-	if err := r.take(values); err != nil {
+	r, err := parseReply(values)
+	if err != nil {
 		return reply{}, err
 	}
+	r.sent = c.Sent()
 	if r.status != statusGranted { // It may be this member's own, and must not look as if it had been claimed.
 		c.bucket.observe(r.index)
 	}
@@ -869,11 +874,11 @@ func (s *server) read(c *call) (reply, error) {
 	return r, nil
 }
 
-// take takes the values that a script replied.
-func (r *reply) take(values []any) error {
+// parseReply reads the values that a script replied.
+func parseReply(values []any) (r reply, err error) {
 	var numbers [4]int64
 	if len(values) < len(numbers) {
-		return fmt.Errorf("script replied %d values, not %d", len(values), len(numbers))
+		return reply{}, fmt.Errorf("script replied %d values, not %d", len(values), len(numbers))
 	}
 	for i, v := range values {
 		var ok bool
@@ -885,13 +890,13 @@ func (r *reply) take(values []any) error {
 			r.words = append(r.words, word)
 		}
 		if !ok {
-			return fmt.Errorf("script replied a %T as value %d", v, i+1)
+			return reply{}, fmt.Errorf("script replied a %T as value %d", v, i+1)
 		}
 	}
 	r.status, r.index, r.micros = numbers[0], numbers[1], numbers[3]
 	// Whoever set the expiry of a foreign lock may have set more than a Duration holds.
 	r.left = time.Duration(min(numbers[2], math.MaxInt64/int64(time.Millisecond))) * time.Millisecond
-	return nil
+	return r, nil
 }
 
 // A grant is the message by which a member learns that it was given a lock.

@@ -21,6 +21,7 @@ import (
 type site struct {
 	client func(t *testing.T, via ...*link) redis.UniversalClient
 	names  func(namespace, id string) (lock, counter string)
+	queues bool // waiters can queue there
 }
 
 // lock is the key of a lock in the namespace that is the default.
@@ -38,7 +39,7 @@ func TestTable_miniredis(t *testing.T) {
 	for _, row := range table {
 		t.Run(row.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, m *mini) {
-				row.run(t, site{func(t *testing.T, via ...*link) redis.UniversalClient { return m.client(t, via...) }, plainNames})
+				row.run(t, site{func(t *testing.T, via ...*link) redis.UniversalClient { return m.client(t, via...) }, plainNames, true})
 			})
 		})
 	}
@@ -86,6 +87,10 @@ var table = []struct {
 			_, err := l.WaitAcquire(ctx, id, ttl)
 			return err
 		}
+		inspect := func(id string) error {
+			_, err := l.Inspect(ctx, id)
+			return err
+		}
 		keep := func(lease *redfour.Lease) error {
 			kept, _ := l.KeepAlive(ctx, lease)
 			require.Error(t, kept.Err())
@@ -105,6 +110,9 @@ var table = []struct {
 			`redfour: renew "x": ttl 1ns is shorter than 1ms`:         l.Renew(ctx, good, 1),
 			`redfour: release: nil lease`:                             l.Release(ctx, nil),
 			`redfour: release: empty id`:                              l.Release(ctx, &redfour.Lease{Index: 7}),
+			`redfour: inspect "": empty id`:                           inspect(""),
+			`redfour: force release "": empty id`:                     l.ForceRelease(ctx, "", 0),
+			`redfour: force release "x": negative index -1`:           l.ForceRelease(ctx, "x", -1),
 			`redfour: keep alive: nil lease`:                          keep(nil),
 			`redfour: keep alive: empty id`:                           keep(&redfour.Lease{TTL: time.Second}),
 			`redfour: keep alive: ttl 0s is shorter than 1ms`:         keep(&redfour.Lease{ID: "x"}),
@@ -160,6 +168,9 @@ var table = []struct {
 			"wait for": func() error { _, err := l.WaitAcquire(ctx, "foreign", time.Second); return err },
 			"renew":    func() error { return l.Renew(ctx, lease, time.Second) },
 			"release":  func() error { return l.Release(ctx, lease) },
+			"inspect":  func() error { _, err := l.Inspect(ctx, "foreign"); return err },
+
+			"force release": func() error { return l.ForceRelease(ctx, "foreign", 0) },
 		}
 		for kind, makeIt := range map[string]func() error{
 			"string":              func() error { return client.Set(ctx, s.lock("foreign"), "x", 0).Err() },
@@ -204,7 +215,8 @@ var table = []struct {
 		_, acquireErr := l.Acquire(ctx, "x", time.Second)
 		_, waitErr := l.WaitAcquire(ctx, "x", time.Second)
 		renewErr := l.Renew(ctx, &redfour.Lease{ID: "x", Index: 1}, time.Second)
-		for _, err := range []error{acquireErr, waitErr, renewErr} {
+		_, inspectErr := l.Inspect(ctx, "x")
+		for _, err := range []error{acquireErr, waitErr, renewErr, inspectErr, l.ForceRelease(ctx, "x", 0)} {
 			require.ErrorIs(t, err, context.Canceled)
 			require.ErrorIs(t, err, cause)
 		}
@@ -374,6 +386,120 @@ var table = []struct {
 		require.ErrorIs(t, err, mine)
 		require.ErrorIs(t, err, redfour.ErrExpired)
 	}},
+	{"Inspect/nobody holds", func(t *testing.T, s site) {
+		got, err := newLock(t, s.client(t)).Inspect(t.Context(), "inspect free")
+		require.NoError(t, err)
+		require.Equal(t, redfour.Status{ID: "inspect free"}, got)
+	}},
+	{"Inspect/held", func(t *testing.T, s site) {
+		client := s.client(t)
+		before := client.Time(t.Context()).Val()
+		a, b := newLock(t, client, redfour.WithOwner("a")), newLock(t, client, redfour.WithOwner("b's (pid 7)"))
+		lease := mustAcquire(t, a, "inspect", time.Minute)
+		got, err := b.Inspect(t.Context(), "inspect")
+		require.NoError(t, err)
+		require.InDelta(t, time.Minute, got.TTL, float64(5*time.Second))
+		require.WithinRange(t, got.Since, before.Add(-time.Second), client.Time(t.Context()).Val().Add(time.Second))
+		got.TTL, got.Since = 0, time.Time{}
+		require.Equal(t, redfour.Status{ID: "inspect", Held: true, Index: lease.Index, Owner: "a"}, got)
+		if !s.queues {
+			return
+		}
+
+		waiting := waitFor(t.Context(), b, "inspect", time.Minute)
+		eventually(t, func() bool { return b.Stats().Waiting == 1 }, "waiting")
+		waitingToo := waitFor(t.Context(), b, "inspect", time.Minute)
+		eventually(t, func() bool { return b.Stats().Waiting == 2 }, "waiting")
+		nameless := newLock(t, client, redfour.WithOwner(""))
+		waiters := func() []string {
+			got, err := a.Inspect(t.Context(), "inspect")
+			require.NoError(t, err)
+			return got.Waiters
+		}
+		eventually(t, func() bool { return len(waiters()) == 1 }, "queued")
+		last := waitFor(t.Context(), nameless, "inspect", time.Minute)
+		eventually(t, func() bool { return len(waiters()) == 2 }, "queued")
+		require.Equal(t, []string{"b's (pid 7)", ""}, waiters())
+
+		require.NoError(t, a.Release(t.Context(), lease))
+		lease = takeLease(t, waiting)
+		got, err = a.Inspect(t.Context(), "inspect")
+		require.NoError(t, err)
+		require.Equal(t, lease.Index, got.Index)
+		require.Equal(t, "b's (pid 7)", got.Owner, "also where it was granted")
+		require.NoError(t, b.Release(t.Context(), lease))
+		lease = takeLease(t, waitingToo)
+		got, err = a.Inspect(t.Context(), "inspect")
+		require.NoError(t, err)
+		require.Equal(t, "b's (pid 7)", got.Owner, "also where it was handed over")
+		require.NoError(t, b.Release(t.Context(), lease))
+		lease = takeLease(t, last)
+		got, err = a.Inspect(t.Context(), "inspect")
+		require.NoError(t, err)
+		require.Empty(t, got.Owner, "not that of the one before")
+		require.Empty(t, got.Waiters)
+		require.NoError(t, nameless.Release(t.Context(), lease))
+	}},
+	{"Inspect and ForceRelease/a lease of npm", func(t *testing.T, s site) {
+		client := s.client(t)
+		l := newLock(t, client)
+		ctx := t.Context()
+		require.NoError(t, client.HSet(ctx, s.lock("npm holds"), "index", 7).Err())
+		require.NoError(t, client.PExpire(ctx, s.lock("npm holds"), time.Minute).Err())
+		got, err := l.Inspect(ctx, "npm holds")
+		require.NoError(t, err)
+		require.InDelta(t, time.Minute, got.TTL, float64(5*time.Second))
+		got.TTL = 0
+		require.Equal(t, redfour.Status{ID: "npm holds", Held: true, Index: 7}, got)
+		require.ErrorIs(t, l.ForceRelease(ctx, "npm holds", 8), redfour.ErrConflict)
+		require.NoError(t, l.ForceRelease(ctx, "npm holds", 7))
+		require.Zero(t, client.Exists(ctx, s.lock("npm holds")).Val())
+	}},
+	{"ForceRelease/the holder hears of it", func(t *testing.T, s site) {
+		holder, l := newLock(t, s.client(t)), newLock(t, s.client(t))
+		for _, byIndex := range []bool{true, false} {
+			lease := mustAcquire(t, holder, "force", 300*time.Millisecond)
+			kept, stop := holder.KeepAlive(t.Context(), lease)
+			defer stop()
+			index := lease.Index
+			if !byIndex {
+				index = 0
+			}
+			require.NoError(t, l.ForceRelease(t.Context(), "force", index))
+			<-kept.Done()
+			require.ErrorIs(t, context.Cause(kept), redfour.ErrExpired)
+			require.ErrorIs(t, holder.Release(t.Context(), lease), redfour.ErrExpired)
+		}
+	}},
+	{"ForceRelease/the next waiter gets it", func(t *testing.T, s site) {
+		holder, l := newLock(t, s.client(t)), newLock(t, s.client(t))
+		lease := mustAcquire(t, holder, "force on", time.Minute)
+		waiting := waitFor(t.Context(), newLock(t, s.client(t)), "force on", time.Minute)
+		eventually(t, func() bool {
+			got, err := l.Inspect(t.Context(), "force on")
+			require.NoError(t, err)
+			return len(got.Waiters) == 1 || !s.queues
+		}, "queued")
+		require.NoError(t, l.ForceRelease(t.Context(), "force on", lease.Index))
+		next := takeLease(t, waiting)
+		require.Greater(t, next.Index, lease.Index)
+		require.ErrorIs(t, holder.Renew(t.Context(), lease, time.Minute), redfour.ErrConflict)
+		require.ErrorIs(t, l.ForceRelease(t.Context(), "force on", lease.Index), redfour.ErrConflict)
+		require.NoError(t, holder.Renew(t.Context(), next, time.Minute), "that lease was left alone")
+	}},
+	{"ForceRelease/nobody or another holds", func(t *testing.T, s site) {
+		l := newLock(t, s.client(t))
+		for _, index := range []int64{0, 7} {
+			err := l.ForceRelease(t.Context(), "force nobody", index)
+			require.EqualError(t, err, `redfour: force release "force nobody": lease expired`)
+			require.ErrorIs(t, err, redfour.ErrExpired)
+		}
+		lease := mustAcquire(t, l, "force nobody", time.Minute)
+		err := l.ForceRelease(t.Context(), "force nobody", lease.Index-1)
+		require.ErrorIs(t, err, redfour.ErrConflict)
+		require.ErrorContains(t, err, strconv.FormatInt(lease.Index, 10))
+		require.NoError(t, l.Release(t.Context(), lease), "that lease was left alone")
+	}},
 	{"any/closed", func(t *testing.T, s site) {
 		way := new(link)
 		client := s.client(t, way)
@@ -391,6 +517,9 @@ var table = []struct {
 		_, err = l.WaitAcquire(t.Context(), "closed", time.Minute)
 		require.ErrorIs(t, err, redfour.ErrClosed)
 		require.ErrorIs(t, l.Renew(t.Context(), lease, time.Minute), redfour.ErrClosed)
+		_, err = l.Inspect(t.Context(), "closed")
+		require.ErrorIs(t, err, redfour.ErrClosed)
+		require.ErrorIs(t, l.ForceRelease(t.Context(), "closed", 0), redfour.ErrClosed)
 		kept, _ = l.KeepAlive(t.Context(), lease)
 		require.ErrorIs(t, context.Cause(kept), redfour.ErrClosed)
 		err = l.WithLock(t.Context(), "closed", time.Minute, func(context.Context, *redfour.Lease) error { panic("fn ran") })
