@@ -13,7 +13,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/redfour-go/redfour"
-	"github.com/redfour-go/redfour/examples/bubbletest"
+	"github.com/redfour-go/redfour/examples/invoice"
 )
 
 // Another process has begun to close the month, and died: its lease ends after a minute.
