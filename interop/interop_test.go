@@ -270,6 +270,38 @@ func TestExpiry_ofGoLeaseAsNodeReportsIt(t *testing.T) {
 	})
 }
 
+func TestInspect_tellsWhoHolds(t *testing.T) {
+	forEachLibrary(t, func(s scene) {
+		lease := s.hold(longTTL)
+		require.Equal(s.t, owner, s.inspect(lease.Index).Owner)
+		waiter := s.node.wait()
+		waiter.requireWaiting()
+		s.release(lease)
+
+		held := waiter.got()
+		status := s.inspect(held.Index)
+		require.Empty(s.t, status.Owner, "the owner before has gone")
+		require.Zero(s.t, status.Since)
+		require.Equal(s.t, released, s.node.release(held.raw))
+	})
+}
+
+func TestForceRelease_ofNodesLeaseAndOfGos(t *testing.T) {
+	forEachLibrary(t, func(s scene) {
+		held := s.node.hold(longTTL)
+		require.ErrorIs(s.t, s.lock.ForceRelease(s.t.Context(), id, held.Index+1), redfour.ErrConflict)
+		require.NoError(s.t, s.lock.ForceRelease(s.t.Context(), id, held.Index))
+		require.Equal(s.t, expired, s.node.release(held.raw))
+
+		lease := s.hold(longTTL)
+		waiter := s.node.wait()
+		waiter.requireWaiting()
+		require.NoError(s.t, s.lock.ForceRelease(s.t.Context(), id, lease.Index))
+		require.Greater(s.t, waiter.got().Index, lease.Index)
+		s.requireLost(lease, redfour.ErrConflict)
+	})
+}
+
 // TestRelease_indexAloneIsNoProof is about what *LockedError shows to every contender. The npm libraries have no tokens, and among them
 // the index is the proof.
 func TestRelease_indexAloneIsNoProof(t *testing.T) {

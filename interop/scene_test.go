@@ -20,6 +20,9 @@ const (
 	key       = namespace + ":" + id
 )
 
+// owner is as odd as one may be. All tests are with locks that carry it.
+const owner = `{"id": 7} 42 "it's" me; üñ%s`
+
 // What leases are taken for.
 const (
 	longTTL  = time.Minute            // never runs out in a test
@@ -78,10 +81,20 @@ func newScene(t *testing.T) scene {
 
 func newLock(t *testing.T, server *redistest.Server) *redfour.Lock {
 	t.Helper()
-	lock, err := redfour.New(server.Client(t), redfour.WithNamespace(namespace))
+	lock, err := redfour.New(server.Client(t), redfour.WithNamespace(namespace), redfour.WithOwner(owner))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, lock.Close()) })
 	return lock
+}
+
+// inspect returns what Go sees of the lock, which must be held.
+func (s scene) inspect(index int64) redfour.Status {
+	s.t.Helper()
+	status, err := s.lock.Inspect(s.t.Context(), id)
+	require.NoError(s.t, err)
+	require.True(s.t, status.Held)
+	require.Equal(s.t, index, status.Index)
+	return status
 }
 
 // hold takes the lock, which must be free.
