@@ -10,41 +10,43 @@ import (
 
 // Stats is what a [Lock] has counted since it was made. All but Waiting and KeptAlive only grow, so that the
 // difference of two Stats is what happened between them. Fields are read one by one: while calls run, one may be ahead
-// of another.
+// of another. A lease that is held without KeepAlive is in no count until it is released.
 type Stats struct {
 	Waiting   int // callers of WaitAcquire and WithLock that wait now
-	KeptAlive int // leases that are kept alive now
+	KeptAlive int // leases that are kept alive now, by WithLock or KeepAlive
 
-	AtOnce    int64         // leases got at the first attempt: Lease.Immediate
-	AfterWait int64         // leases got otherwise: after waiting, or after an attempt that failed
-	WaitTime  time.Duration // from the calls of Acquire, WaitAcquire and WithLock to these leases, in all
-	Held      int64         // calls of Acquire that found the lock held
-	TimedOut  int64         // calls of Acquire, WaitAcquire and WithLock whose ctx ended before the lock was got
-	Failed    int64         // the same calls that ended with any other error, bad arguments and ErrClosed included
+	AtOnce    int64         // leases that nobody had to be waited for: those with Lease.Immediate
+	AfterWait int64         // leases that were waited for
+	WaitTime  time.Duration // from the calls of WaitAcquire and WithLock to the leases of AfterWait, in all
+	FoundHeld int64         // calls of Acquire that found the lock held
+	TimedOut  int64         // calls of Acquire, WaitAcquire and WithLock whose ctx had ended, by a timeout or otherwise, before they got the lock
+	Failed    int64         // the same calls that ended with any other error, ErrClosed included
 
-	Released int64         // leases whose Release succeeded, given up by WithLock or ForceRelease included
-	HoldTime time.Duration // from the grant of these leases, where it was here, to their Release, in all
-	Lost     int64         // leases that were found not to hold, by a renewal, a release or at their deadline
+	Released int64         // leases whose Release succeeded, that of WithLock included
+	HoldTime time.Duration // from the grant of these leases, where that was in this process, to their Release, in all
+	Lost     int64         // leases that were found not to hold: by a renewal, by a release, or because their deadline passed
+	Forced   int64         // leases of others that ForceRelease has ended
 
 	Renewals       int64         // attempts to renew, by Renew or in the background, that succeeded
 	RenewalsFailed int64         // attempts that did not, those that found the lease lost included; not those that a release cut short
-	RenewalsLate   time.Duration // how much later than a third of the ttl those in the background succeeded, in all
+	RenewalsLate   time.Duration // by how much those in the background that succeeded came after a third of the ttl, in all
 
-	WokenByRelease      int64 // lines of waiters that looked, or got the lock, because a lease was released in this Lock
-	WokenByGrant        int64 // because of a message that the lock was granted to this Lock
-	WokenByMessage      int64 // because of a message that the lock was released
-	WokenByTimer        int64 // because the holder's lease should have ended, 30 s had passed, or an attempt had failed
-	WokenBySubscription int64 // because a subscription was confirmed
+	// How often the waiters of one id in this Lock looked at the lock, or one of them got it, because…
+	WokenByRelease      int64 // … a lease was released in this Lock
+	WokenByGrant        int64 // … a message said that another process handed the lock to this Lock
+	WokenByMessage      int64 // … a message said that the lock was released
+	WokenByTimer        int64 // … the holder's lease should have ended, 30 s had passed, or an attempt had failed
+	WokenBySubscription int64 // … a subscription was confirmed, the first included
 
 	GrantsClaimed  int64 // leases that another process handed to this Lock, by a message or found by asking
 	GrantsReturned int64 // leases that came for nobody, or too late, and were given back
 
-	Subscriptions     int64 // confirmed, the first included
-	SubscriptionsLost int64 // that ended though somebody waited, or might have
+	Subscriptions     int64 // that were confirmed, the first included
+	SubscriptionsLost int64 // that ended by themselves, and not because nobody waited any more: so often the Lock had to reconnect
 
-	Scripts    int64 // sent to Redis, with those that were sent again
+	Scripts    int64 // sent to Redis, each time that it was sent; neither subscriptions nor their pings are in it
 	RoundTrips int64 // in which they travelled, alone or in a batch
-	Batches    int64 // round trips of more than one
+	Batches    int64 // round trips with more than one: of (Scripts-RoundTrips+Batches)/Batches on average
 }
 
 // Stats returns what l has counted so far. It sends nothing.
@@ -59,23 +61,23 @@ func (l *Lock) Stats() Stats {
 
 // A Trace is told what happens in a [Lock], as it happens. Any of its functions may be nil. See [WithTrace].
 //
-// A ctx is that of the call, with its values. An err is the one that the call returned, and nil if it succeeded; match it
-// against the package's errors.
+// A ctx has the values of the call's, or none for a renewal in the background. An err is the one that the call returned, and nil
+// if it succeeded; match it against the package's errors.
 type Trace struct {
-	// Acquired is called before Acquire, WaitAcquire and WithLock return, or run the function. The call had begun at began. Lease is nil
-	// if err is not.
+	// Acquired is called before Acquire, WaitAcquire and WithLock return, or run the function. The call had begun at began. If err is not
+	// nil, lease is. The lease runs meanwhile; that of WithLock is already renewed.
 	Acquired func(ctx context.Context, id string, began time.Time, lease *Lease, err error)
 
 	// Renewed is called after each attempt to renew, at began, by Renew or in the background. Late is by how much an attempt in the
-	// background came after its time, a third of the ttl; 0 for Renew. In the background ctx has no values. One that a release cut short is not
-	// told.
+	// background came after its time, a third of the ttl; 0 for Renew. One that a release cut short is not reported.
 	Renewed func(ctx context.Context, id string, index int64, began time.Time, late time.Duration, err error)
 
 	// Released is called when a Release has ended: before it returns, or afterwards if its caller did not wait. Held is
-	// for how long the lease was held since it was granted here; 0 if it was granted elsewhere.
+	// for how long the lease was held since it was granted in this process; 0 if that was elsewhere. ForceRelease is not reported.
 	Released func(ctx context.Context, id string, index int64, began time.Time, held time.Duration, err error)
 
-	// Lost is called once for a lease that was found not to hold, and not because it was released here. Err matches ErrNotHeld.
+	// Lost is called once for a lease that was found not to hold, though this process has not released it. Err matches ErrNotHeld. Whoever
+	// works on the lease has been told by then.
 	Lost func(id string, index int64, err error)
 
 	// Woken is called when the waiters of an id are woken: by "release" (in this Lock), "grant", "message" (of a release
@@ -93,8 +95,9 @@ type Trace struct {
 // WithTrace makes a [Lock] call the functions of t. Given twice, the last counts.
 //
 // They are called by whatever goroutine made it happen, several at a time, and while no mutex of the library is held: they may
-// use the Lock. But it waits for them. One that blocks holds up the call that it is told of, or the waking of waiters; one that panics
-// in a goroutine of the library ends the program, as it does anywhere.
+// use the Lock. But it waits for them. One that blocks holds up the call that it is told of, or the waking of waiters; the end of a kept-alive context
+// it does not. One that panics in a goroutine of the library ends the program, as it does anywhere; if the panic of an Acquired is
+// recovered, the lease that it was told of lasts for its ttl, but for that of WithLock.
 func WithTrace(t Trace) Option {
 	return func(c *config) error {
 		c.trace = t
@@ -112,21 +115,21 @@ type events struct {
 
 // counts are the fields of Stats that grow, durations in nanoseconds.
 type counts struct {
-	atOnce, afterWait, waitTime, held, timedOut, failed atomic.Int64
-	released, holdTime, lost                            atomic.Int64
-	renewals, renewalsFailed, renewalsLate              atomic.Int64
-	woken                                               [len(wakeups)]atomic.Int64
-	grantsClaimed, grantsReturned                       atomic.Int64
-	subscriptions, subscriptionsLost                    atomic.Int64
-	scripts, roundTrips, batches                        atomic.Int64
+	atOnce, afterWait, waitTime, foundHeld, timedOut, failed atomic.Int64
+	released, holdTime, lost, forced                         atomic.Int64
+	renewals, renewalsFailed, renewalsLate                   atomic.Int64
+	woken                                                    [len(wakeups)]atomic.Int64
+	grantsClaimed, grantsReturned                            atomic.Int64
+	subscriptions, subscriptionsLost                         atomic.Int64
+	scripts, roundTrips, batches                             atomic.Int64
 }
 
 func (e *events) stats() Stats {
 	c := &e.counts
 	return Stats{
 		AtOnce: c.atOnce.Load(), AfterWait: c.afterWait.Load(), WaitTime: time.Duration(c.waitTime.Load()),
-		Held: c.held.Load(), TimedOut: c.timedOut.Load(), Failed: c.failed.Load(),
-		Released: c.released.Load(), HoldTime: time.Duration(c.holdTime.Load()), Lost: c.lost.Load(),
+		FoundHeld: c.foundHeld.Load(), TimedOut: c.timedOut.Load(), Failed: c.failed.Load(),
+		Released: c.released.Load(), HoldTime: time.Duration(c.holdTime.Load()), Lost: c.lost.Load(), Forced: c.forced.Load(),
 		Renewals: c.renewals.Load(), RenewalsFailed: c.renewalsFailed.Load(), RenewalsLate: time.Duration(c.renewalsLate.Load()),
 		WokenByRelease: c.woken[byRelease].Load(), WokenByGrant: c.woken[byGrant].Load(), WokenByMessage: c.woken[byMessage].Load(),
 		WokenByTimer: c.woken[byTimer].Load(), WokenBySubscription: c.woken[bySubscription].Load(),
@@ -156,15 +159,13 @@ func (e *events) acquired(ctx context.Context, id string, began time.Time, lease
 		e.counts.atOnce.Add(1)
 	case err == nil:
 		e.counts.afterWait.Add(1)
+		e.counts.waitTime.Add(int64(time.Since(began)))
 	case ctx.Err() != nil:
 		e.counts.timedOut.Add(1)
 	case errors.Is(err, ErrLocked):
-		e.counts.held.Add(1)
+		e.counts.foundHeld.Add(1)
 	default:
 		e.counts.failed.Add(1)
-	}
-	if err == nil {
-		e.counts.waitTime.Add(int64(time.Since(began)))
 	}
 	if e.trace.Acquired != nil {
 		e.trace.Acquired(ctx, id, began, lease, err)
@@ -195,6 +196,13 @@ func (e *events) released(ctx context.Context, key leaseKey, began time.Time, he
 	}
 }
 
+// forced notes how the release of somebody else's lease ended.
+func (e *events) forced(err error) {
+	if err == nil {
+		e.counts.forced.Add(1)
+	}
+}
+
 // lost notes that a lease does not hold.
 func (e *events) lost(key leaseKey, why error) {
 	e.counts.lost.Add(1)
@@ -216,7 +224,7 @@ func (e *events) woken(id string, by wakeup) {
 func (e *events) subscribed(addr string, again bool) {
 	e.counts.subscriptions.Add(1)
 	if again {
-		e.log.Info("redfour: subscribed again", "addr", addr)
+		e.log.Info("redfour: subscribed again", at(addr)...)
 	}
 	if e.trace.Subscribed != nil {
 		e.trace.Subscribed(addr)
@@ -226,10 +234,18 @@ func (e *events) subscribed(addr string, again bool) {
 // unsubscribed notes that a subscription has ended of itself.
 func (e *events) unsubscribed(addr string, err error) {
 	e.counts.subscriptionsLost.Add(1)
-	e.log.Warn("redfour: subscription lost: waiters are woken late, or by nothing but timers, until there is another", "addr", addr, "error", err)
+	e.log.Warn("redfour: subscription lost: waiters are woken late, or by nothing but timers, until there is another", append(at(addr), "error", err)...)
 	if e.trace.Unsubscribed != nil {
 		e.trace.Unsubscribed(addr, err)
 	}
+}
+
+// at returns what is logged of a server: nothing where there is one.
+func at(addr string) []any {
+	if addr == "" {
+		return nil
+	}
+	return []any{"addr", addr}
 }
 
 // fellBack notes that the lock is not handed over any more, but raced for.

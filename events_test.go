@@ -143,12 +143,12 @@ var events = map[string]event{
 		s.way.beforeScript(once(isAcquire, func() error { <-hang; return io.EOF }))
 		mustAcquire(t, s.l, "42", time.Minute)
 		close(hang)
-	}, redfour.Stats{AtOnce: 1, WaitTime: time.Second}, []string{"acquired 42 in 1s: at once"}},
+	}, redfour.Stats{AtOnce: 1}, []string{"acquired 42 in 1s: at once"}},
 	"held": {func(t *testing.T, s scene) {
 		mustAcquire(t, s.other, "42", time.Minute)
 		_, err := s.l.Acquire(t.Context(), "42", time.Minute)
 		require.ErrorIs(t, err, redfour.ErrLocked)
-	}, redfour.Stats{Held: 1}, []string{"acquired 42 in 0s: locked"}},
+	}, redfour.Stats{FoundHeld: 1}, []string{"acquired 42 in 0s: locked"}},
 	"ctx ends during the wait": {func(t *testing.T, s scene) {
 		mustAcquire(t, s.other, "42", time.Minute)
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
@@ -397,7 +397,17 @@ var events = map[string]event{
 		require.Error(t, s.l.ForceRelease(t.Context(), "42", 0))
 		_, err := s.l.Inspect(t.Context(), "42")
 		require.NoError(t, err)
-	}, redfour.Stats{Released: 1}, []string{"released 42 in 0s, held for 0s: done"}},
+	}, redfour.Stats{Forced: 1}, nil},
+	"a lease of this Lock is ended": {func(t *testing.T, s scene) {
+		lease := mustAcquire(t, s.l, "42", 30*time.Second)
+		kept, stop := s.l.KeepAlive(t.Context(), lease)
+		defer stop()
+		require.NoError(t, s.l.ForceRelease(t.Context(), "42", lease.Index))
+		<-kept.Done()
+		require.ErrorIs(t, context.Cause(kept), redfour.ErrExpired)
+	}, redfour.Stats{AtOnce: 1, Forced: 1, RenewalsFailed: 1, Lost: 1}, []string{
+		"acquired 42 in 0s: at once", "renewed 42 in 0s, late by 0s: expired", "lost 42: expired",
+	}},
 	"somebody else ends a lease": {func(t *testing.T, s scene) {
 		lease := mustAcquire(t, s.l, "42", 30*time.Second)
 		kept, stop := s.l.KeepAlive(t.Context(), lease)
@@ -522,6 +532,66 @@ func TestTrace_oneThatBlocksHoldsUpItsCallAlone(t *testing.T) {
 	})
 }
 
+// Whoever works on a lease hears of its loss before anybody is told.
+func TestTrace_oneThatBlocksDoesNotHideALoss(t *testing.T) {
+	for name, lose := range map[string]func(m *mini, way *link) (after time.Duration){
+		"found by a renewal": func(m *mini, _ *link) time.Duration {
+			m.Del("lock:42")
+			return time.Second
+		},
+		"at the deadline": func(_ *mini, way *link) time.Duration {
+			way.beforeScript(func(context.Context, redis.Cmder) error { return redis.ErrPoolTimeout })
+			return 3 * time.Second
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, m *mini) {
+				way := new(link)
+				l := newLock(t, m.client(t, way), redfour.WithTrace(redfour.Trace{
+					Renewed: func(context.Context, string, int64, time.Time, time.Duration, error) { pass(9 * time.Second) },
+					Lost:    func(string, int64, error) { pass(9 * time.Second) },
+				}))
+				kept, stop := l.KeepAlive(t.Context(), mustAcquire(t, l, "42", 3*time.Second))
+				defer stop()
+				start, want := time.Now(), lose(m, way)
+				<-kept.Done()
+				require.Equal(t, want, time.Since(start))
+				require.ErrorIs(t, context.Cause(kept), redfour.ErrExpired)
+			})
+		})
+	}
+}
+
+// The lease of a section is renewed while somebody is told of it, and released if that panics.
+func TestTrace_doesNotUseUpASection(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		panics := false
+		l := newLock(t, m.client(t), redfour.WithTrace(redfour.Trace{
+			Acquired: func(context.Context, string, time.Time, *redfour.Lease, error) {
+				if panics {
+					panic("mine")
+				}
+				pass(5 * time.Second)
+			},
+		}))
+		require.NoError(t, l.WithLock(t.Context(), "42", 3*time.Second, func(_ context.Context, lease *redfour.Lease) error {
+			require.Greater(t, lease.Remaining(), time.Second)
+			return nil
+		}))
+		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+		defer cancel()
+		err := l.WithLock(ctx, "42", 3*time.Second, func(context.Context, *redfour.Lease) error { panic("fn ran") })
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.False(t, m.Exists("lock:42"))
+
+		panics = true
+		require.PanicsWithValue(t, "mine", func() {
+			_ = l.WithLock(t.Context(), "42", time.Minute, func(context.Context, *redfour.Lease) error { return nil })
+		})
+		require.False(t, m.Exists("lock:42"))
+	})
+}
+
 func TestTrace_panicReachesTheCaller(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		l := newLock(t, m.client(t), redfour.WithTrace(redfour.Trace{
@@ -556,8 +626,8 @@ func TestLogger_saysWhatAnOperatorMustSee(t *testing.T) {
 		require.Error(t, l.Renew(t.Context(), next, time.Minute))
 		require.NoError(t, l.Close())
 		for _, want := range []string{
-			`level=WARN msg="redfour: subscription lost`, `level=INFO msg="redfour: subscribed again"`,
-			fmt.Sprintf(`level=WARN msg="redfour: lease lost: its section may have overlapped with another" id=42 index=%d error=`, next.Index),
+			`level=WARN msg="redfour: subscription lost`, `level=INFO msg="redfour: subscribed again" namespace=lock`,
+			fmt.Sprintf(`level=WARN msg="redfour: lease lost: its section may have overlapped with another" namespace=lock id=42 index=%d error=`, next.Index),
 		} {
 			require.Equal(t, 1, strings.Count(out.String(), want), "%s in %s", want, out.String())
 		}
@@ -596,10 +666,11 @@ func TestOwner_isCheckedAndQuoted(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		client := m.client(t)
 		for owner, want := range map[string]string{
-			"two\nlines":               `owner "two\nlines" contains a control character`,
-			"\xff":                     `owner "\xff" is not valid UTF-8`,
-			strings.Repeat("x", 257):   "owner of 257 bytes: at most 256 are allowed",
-			"a\u0085next line control": "contains a control character",
+			"two\nlines":             `owner "two\nlines" contains what cannot be printed`,
+			"  ":                     `owner "  " is blank`,
+			"\xff":                   `owner "\xff" is not valid UTF-8`,
+			strings.Repeat("x", 257): "owner of 257 bytes: at most 256 are allowed",
+			"a\u2028next line":       "contains what cannot be printed",
 		} {
 			_, err := redfour.New(client, redfour.WithOwner(owner))
 			require.ErrorContains(t, err, want)
@@ -609,9 +680,9 @@ func TestOwner_isCheckedAndQuoted(t *testing.T) {
 
 		l := m.lock(t)
 		for owner, want := range map[string]string{
-			"worker-7 (pid 4121)": "held by worker-7 (pid 4121) (index 7, 1m0s left)",
-			"":                    "held by another lease (index 7, 1m0s left)",
-			"two\nlines":          `held by "two\nlines" (index 7, 1m0s left)`, // not by this library
+			"worker-7 (pid 4121)": "held by worker-7 (pid 4121), index 7, 1m0s left",
+			"":                    "held by another lease, index 7, 1m0s left",
+			"two\nlines":          `held by "two\nlines", index 7, 1m0s left`, // not by this library
 		} {
 			m.HSet("lock:42", "index", "7", "token", "t", "owner", owner)
 			m.SetTTL("lock:42", time.Minute)

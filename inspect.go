@@ -12,7 +12,7 @@ import (
 type Status struct {
 	ID    string
 	Held  bool
-	Index int64         // of the lease that holds; 0 if it has none
+	Index int64         // of the lease that holds; 0 if nobody holds, or it has none: ForceRelease would take that for any lease
 	TTL   time.Duration // what is left of it, in whole milliseconds; it may be renewed
 	Owner string        // what the holder calls itself, see WithOwner; "" if it does not, or is an npm client
 
@@ -20,9 +20,9 @@ type Status struct {
 	// what Index says, in µs: a lease that came after another whose index was ahead of the clock looks younger by that.
 	Since time.Time
 
-	// Waiters are the owners of the Locks that stand in the queue, next first, "" for one that has none. Each has one
-	// place, however many goroutines wait in it. One that does not queue, or has just come, is missing, and so may be that of the
-	// holder. There are a thousand at most, and none if the user may not read the queue.
+	// Waiters are the owners of the Locks that stand in the queue, next first, "" for one that has none. A Lock has one
+	// place, however many goroutines wait in it. One that cannot queue, or came a moment ago, is missing. The holder's Lock is there
+	// only if more of its callers wait, and not always then. There are a thousand at most, and none if the user may not read the queue.
 	Waiters []string
 }
 
@@ -79,9 +79,9 @@ func (r reply) inspected(id string) Status {
 // ForceRelease ends a lease that is not the caller's, if its index is the given one, or whichever it is if index is 0. The
 // lock then goes to the next waiter. It is for people who know that the holder is gone, or stuck.
 //
-// The holder is not asked, and may still be at work: its next renewal or release reports [ErrConflict] or [ErrExpired], and a context
-// that is kept alive ends with it, after a third of the ttl at the latest. Until then both may be in their sections, unless what
-// they change refuses the older index. A lease of npm can be ended as well.
+// The holder is not asked, and may still be at work, also if it is in this process: its next renewal or release reports [ErrConflict]
+// or [ErrExpired], and a context that is kept alive ends with it, after a third of the ttl at the latest. Until then both may be in
+// their sections, unless what they change refuses the older index. A lease of npm can be ended as well.
 //
 // If nobody holds the lock, the error matches [ErrExpired]; if another lease does, or the one that holds has an index other than the
 // given one, [ErrConflict]. With index 0 a lease that has ended meanwhile is a success, and never are two ended. Otherwise the errors are
@@ -99,16 +99,16 @@ func (l *Lock) forceRelease(ctx context.Context, id string, index int64) error {
 	case err != nil:
 		return err
 	case r.status != statusHeld:
-		return ErrExpired
+		return fmt.Errorf("nobody holds it: %w", ErrExpired)
 	case r.index == 0:
 		return &keyError{key: l.server.bucket(id).lock(id), kind: "hash without index"}
 	case index != 0 && r.index != index:
-		return notHeld(reply{status: statusConflict, index: r.index, left: r.left})
+		return fmt.Errorf("index %d does not hold (%v): %w", index, r.locked(id), ErrConflict)
 	}
-	lease := &Lease{ID: id, Index: r.index, Token: r.token(), state: &leaseState{
-		deadline: r.sent.Add(r.left), told: true, // Whoever has it may lose it: this call does not.
-	}}
-	err = l.release(ctx, lease)
+	forced := &release{
+		l: l, key: leaseKey{id, r.index, r.token()}, state: &leaseState{deadline: r.sent.Add(r.left)}, began: time.Now(),
+	}
+	err = forced.run(ctx)
 	if index == 0 && errors.Is(err, ErrNotHeld) {
 		return nil
 	}

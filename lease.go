@@ -230,7 +230,7 @@ type leaseState struct {
 	over     error         // why the lease does not hold; nil while it may
 	overAt   time.Time     // when that became known
 	released bool          // a release was sent in time, and may have run
-	told     bool          // that it was lost
+	told     bool          // that it was lost, to the trace
 
 	turn    chan struct{}   // holds one element while a renewal is made; nil before the first
 	renewal chan struct{}   // closed when the last one is over; nil before the first
@@ -477,29 +477,32 @@ func (s *leaseState) wasReleased() bool {
 	return s.released
 }
 
+// An attempt is one to renew that has come back.
+type attempt struct {
+	began time.Time // zero: nothing was sent
+	err   error
+	lost  bool // it was the first to find that the lease does not hold
+}
+
 // renewOnce makes one attempt to renew for ttl, or whenDue, and waits neither for ever
-// nor after ctx. It should have begun at due, unless that is zero.
-func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, ttl time.Duration, due time.Time) error {
+// nor after ctx.
+func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, ttl time.Duration) attempt {
 	patience := state.attemptTime()
 	bounded, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	giveTurn, err := state.takeTurn(bounded)
 	if err != nil {
-		return err
+		return attempt{err: err}
 	}
 	defer giveTurn()
 	if ctx.Err() != nil {
-		return &givenUpError{contextError(ctx), nil}
+		return attempt{err: &givenUpError{contextError(ctx), nil}}
 	}
 	over, ttl, err := state.begin(ttl)
 	if over == nil {
-		return err
+		return attempt{err: err}
 	}
-	began := time.Now()
-	late := time.Duration(0)
-	if !due.IsZero() {
-		late = began.Sub(due)
-	}
+	a := attempt{began: time.Now()}
 	r, err := l.server.renew(ctx, patience, key, ttl)
 	if c := unheard(err); c != nil {
 		l.crew.Start(func() {
@@ -509,7 +512,6 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 	} else {
 		close(over)
 	}
-	first := false // to find that the lease is lost
 	switch {
 	case err != nil && judge(err) == unknown:
 		state.unresolved(ttl)
@@ -517,18 +519,32 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 		state.refused(over)
 	case r.status != statusDone:
 		err = notHeld(r)
-		first = state.end(err)
+		a.lost = state.end(err)
 	default:
 		state.renewed(r.sent, ttl)
 	}
+	a.err = err
+	return a
+}
+
+// tellRenewal notes an attempt that was due so long before it began.
+func (l *Lock) tellRenewal(ctx context.Context, key leaseKey, state *leaseState, a attempt, late time.Duration) {
+	if !a.began.IsZero() {
+		l.events.renewed(ctx, key, a.began, late, a.err)
+	}
+	if a.lost {
+		l.lost(key, state, a.err)
+	}
+}
+
+// renewDue makes an attempt for a keeper. Whoever waits for its outcome does not wait for a trace.
+func (l *Lock) renewDue(ctx context.Context, k *keeper, due time.Time, outcome chan<- error) {
+	a := l.renewOnce(ctx, k.key, k.state, whenDue)
+	outcome <- a.err
 	// That the keeping alive has ended, by a release most often, says nothing about the renewal that it cut short.
-	if _, givenUp := errors.AsType[*givenUpError](err); due.IsZero() || !givenUp || ctx.Err() == nil {
-		l.events.renewed(ctx, key, began, late, err)
+	if _, givenUp := errors.AsType[*givenUpError](a.err); !givenUp || ctx.Err() == nil {
+		l.tellRenewal(ctx, k.key, k.state, a, a.began.Sub(due))
 	}
-	if first {
-		l.lost(key, state, err)
-	}
-	return err
 }
 
 // renewing tells whether a renewal has begun and is not over.
@@ -662,15 +678,25 @@ func (l *Lock) newKeeper(key leaseKey, state *leaseState, before *keeper) *keepe
 	}
 	state.addKeeper(k.changed)
 	l.crew.Start(func() {
-		defer close(k.done)
-		defer state.removeKeeper(k.changed)
-		defer cancel(nil)
-		if before != nil {
-			<-before.done
+		why := l.keepUp(ctx, k, before)
+		if errors.Is(why, ErrNotHeld) && !errors.Is(why, errReleased) {
+			l.lost(key, state, why) // Only now, because those who work on it hear first.
 		}
-		l.endKeeper(k, l.runKeeper(ctx, k))
 	})
 	return k
+}
+
+// keepUp is the life of a keeper. It returns why that ended.
+func (l *Lock) keepUp(ctx context.Context, k, before *keeper) error {
+	defer close(k.done)
+	defer k.state.removeKeeper(k.changed)
+	defer k.cancel(nil)
+	if before != nil {
+		<-before.done
+	}
+	why := l.runKeeper(ctx, k)
+	l.endKeeper(k, why)
+	return why
 }
 
 func (s *leaseState) addKeeper(changed chan struct{}) {
@@ -776,13 +802,11 @@ func (l *Lock) runKeeper(ctx context.Context, k *keeper) error {
 			now := time.Now()
 			switch {
 			case !now.Before(deadline):
-				err := deadlinePassed(last)
-				l.lost(k.key, k.state, err)
-				return err
+				return deadlinePassed(last)
 			case pending == nil && !now.Before(begin):
 				pending = make(chan error, 1)
 				result := pending
-				l.crew.Start(func() { result <- l.renewOnce(ctx, k.key, k.state, whenDue, due) })
+				l.crew.Start(func() { l.renewDue(ctx, k, due, result) })
 			}
 		}
 	}

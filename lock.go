@@ -95,7 +95,7 @@ var ErrLocked = errors.New("held by another lease")
 // another lease was lost matches them too, by its cause.
 var ErrNotHeld = errors.New("lease not held")
 
-// ErrExpired says that the lease ran out, was released already, or was lost with the
+// ErrExpired says that the lease ran out, was released already, was ended by [Lock.ForceRelease], or was lost with the
 // server's data. From [Lock.Renew] and [Lock.Release] it means that nobody holds the
 // lock; from a context that was kept alive, that the deadline passed without an answer
 // may be all that is known. It matches [ErrNotHeld]. A caller of [Lock.Release] who
@@ -141,7 +141,7 @@ func (e *LockedError) Error() string {
 	default:
 		by = e.Owner
 	}
-	return fmt.Sprintf("held by %s (index %d, %v left)", by, e.Index, e.TTL)
+	return fmt.Sprintf("held by %s, index %d, %v left", by, e.Index, e.TTL)
 }
 
 // Unwrap returns [ErrLocked].
@@ -197,7 +197,7 @@ func New(client redis.UniversalClient, opts ...Option) (*Lock, error) {
 	// The Lock outlives the request in which it happens to be made.
 	life, end := context.WithCancelCause(context.Background()) //nolint:forbidigo // See above.
 	goroutines := new(crew.Crew)
-	e := &events{trace: c.trace, log: c.log}
+	e := &events{trace: c.trace, log: c.log.With("namespace", c.namespace)}
 	s := newServer(life, client, c, goroutines, e)
 	return &Lock{
 		server:      s,
@@ -434,6 +434,13 @@ func wrap(op, id string, err error) error {
 // the lock was held; or the last error of Redis if there was one.
 func (l *Lock) WaitAcquire(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
 	began := time.Now()
+	lease, err := l.waitAcquire(ctx, id, ttl)
+	l.events.acquired(ctx, id, began, lease, err)
+	return lease, err
+}
+
+// waitAcquire is WaitAcquire, which nobody is told of yet.
+func (l *Lock) waitAcquire(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
 	err := l.check(ctx, id, ttl)
 	if err == nil {
 		err = l.replication.checkTTL(ttl)
@@ -446,9 +453,7 @@ func (l *Lock) WaitAcquire(ctx context.Context, id string, ttl time.Duration) (*
 	default:
 		lease, err = l.waitConfirmed(ctx, id, ttl.Truncate(time.Millisecond))
 	}
-	err = wrap("wait for", id, err)
-	l.events.acquired(ctx, id, began, lease, err)
-	return lease, err
+	return lease, wrap("wait for", id, err)
 }
 
 // waitConfirmed waits for a lease, and for replicas to have it. It stands by itself because the frames of those who wait for long are
@@ -495,7 +500,9 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 	defer cancel()
 	var f failures
 	err := repeat(bounded, l.life, until, verdict.transient, func() error {
-		return f.note(l.renewOnce(bounded, key, state, ttl, time.Time{}))
+		a := l.renewOnce(bounded, key, state, ttl)
+		l.tellRenewal(ctx, key, state, a, 0)
+		return f.note(a.err)
 	})
 	if err != nil {
 		return l.orClosed(f.sum(ctx))
@@ -518,12 +525,13 @@ func (l *Lock) Release(ctx context.Context, lease *Lease) error {
 	if err := checkLease(lease); err != nil {
 		return fmt.Errorf("redfour: release: %w", err)
 	}
-	return wrap("release", lease.ID, l.release(ctx, lease))
+	r := &release{l: l, key: lease.key(), state: l.stateOf(lease), ours: true, began: time.Now()}
+	return wrap("release", lease.ID, r.run(ctx))
 }
 
-// release is Release without its checks.
-func (l *Lock) release(ctx context.Context, lease *Lease) error {
-	r := &release{l: l, key: lease.key(), state: l.stateOf(lease), began: time.Now()}
+// run is Release without its checks.
+func (r *release) run(ctx context.Context) error {
+	l := r.l
 	detached := context.WithoutCancel(ctx)
 	l.enterSection()
 	if r.begin(ctx, detached) {
@@ -554,15 +562,16 @@ func (l *Lock) release(ctx context.Context, lease *Lease) error {
 // releaseGrace is how long Release stays with a caller whose ctx has ended.
 const releaseGrace = 100 * time.Millisecond
 
-// A release is one call of Release. Nearly always its first attempt is answered while the caller waits, and
+// A release is one call of Release, or of ForceRelease. Nearly always its first attempt is answered while the caller waits, and
 // that is all. Otherwise it goes on in the background, where it may outlive its caller.
 type release struct {
 	l     *Lock
 	key   leaseKey
 	state *leaseState
+	ours  bool // the caller holds the lease
 	began time.Time
 	until time.Time
-	first bool // the lease may have held when it began
+	first bool // it may have held when this began
 
 	offered bool  // to whoever is next in this process
 	offer   offer // since then
@@ -584,7 +593,9 @@ func (r *release) begin(ctx, detached context.Context) bool {
 	defer r.l.crew.Leave()
 	r.until = r.state.releaseUntil()
 	r.first = r.state.end(errReleased)
-	r.l.awaitKeeper(r.key)
+	if r.ours {
+		r.l.awaitKeeper(r.key)
+	}
 	if ctx.Err() != nil || r.state.renewing() {
 		return false
 	}
@@ -650,6 +661,10 @@ func (r *release) end(ctx context.Context) {
 	case !r.reply.released() && !r.state.wasReleased():
 		r.outcome = notHeld(r.reply)
 	}
+	if !r.ours {
+		r.l.events.forced(r.outcome)
+		return
+	}
 	r.l.events.released(ctx, r.key, r.began, r.state.heldFor(r.began), r.outcome)
 	if r.first && errors.Is(r.outcome, ErrNotHeld) {
 		r.l.lost(r.key, r.state, r.outcome)
@@ -699,15 +714,13 @@ func (l *Lock) WithLock(
 	}
 	l.enterSection()
 	defer l.leaveSection()
-	lease, err := l.WaitAcquire(ctx, id, ttl)
+	began := time.Now()
+	lease, err := l.waitAcquire(ctx, id, ttl)
 	if err != nil {
+		l.events.acquired(ctx, id, began, nil, err)
 		return err
 	}
 
-	if ctx.Err() != nil {
-		// It ended just when the lock was got. Fn is spared a context that has ended.
-		return wrap("with lock", id, errors.Join(contextError(ctx), l.Release(ctx, lease)))
-	}
 	section, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	loss := make(chan error, 1) // one at most; nobody takes that of the release
@@ -724,6 +737,10 @@ func (l *Lock) WithLock(
 		}
 		err = joinLoss(err, lost, l.Release(ctx, lease))
 	}()
+	l.events.acquired(ctx, id, began, lease, nil) // Only now, because it may take long, or panic.
+	if err == nil && section.Err() != nil {
+		err = contextError(section) // Fn is spared a context that has ended.
+	}
 	if err != nil {
 		return wrap("with lock", id, err)
 	}

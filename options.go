@@ -106,7 +106,7 @@ const maxOwner = 256
 // process and in others. By default that is the program, the host and the process id: "billing on web-3 (pid 4121)". Nothing is ever
 // decided by it, and npm clients do not see it. With "" nothing is stored.
 //
-// An owner is valid UTF-8 of at most 256 bytes without control characters; [New] and [Open] return an error for any other. Everybody who
+// An owner is printable, not blank, and of at most 256 bytes; [New] and [Open] return an error for any other. Everybody who
 // uses the same Redis can read it.
 func WithOwner(owner string) Option {
 	return func(c *config) error {
@@ -124,8 +124,10 @@ func checkOwner(owner string) error {
 		return fmt.Errorf("owner of %d bytes: at most %d are allowed", len(owner), maxOwner)
 	case !utf8.ValidString(owner):
 		return fmt.Errorf("owner %q is not valid UTF-8", owner)
-	case strings.ContainsFunc(owner, unicode.IsControl):
-		return fmt.Errorf("owner %q contains a control character", owner)
+	case strings.ContainsFunc(owner, func(r rune) bool { return !unicode.IsPrint(r) }):
+		return fmt.Errorf("owner %q contains what cannot be printed", owner)
+	case owner != "" && strings.TrimSpace(owner) == "":
+		return fmt.Errorf("owner %q is blank", owner)
 	}
 	return nil
 }
@@ -146,8 +148,8 @@ func thisProcess() string {
 
 // WithLogger makes the [Lock] log the few events that whoever operates the service must see: a subscription that was lost (as a
 // warning) and is there again (as an info); a lease that was lost, so that its section may have overlapped with another (a warning); and
-// that the user lacks the rights for the queue, or the server the commands (a warning). Ids and indexes are logged, tokens never. By
-// default nothing is.
+// that the user lacks the rights for the queue, or the server the commands (a warning, every 30 s while somebody waits). Namespace, ids
+// and indexes are logged, tokens never. By default nothing is. A handler that blocks holds up what a [Trace] would.
 func WithLogger(l *slog.Logger) Option {
 	return func(c *config) error {
 		if l == nil {

@@ -187,7 +187,7 @@ func TestErrors_nameTheOperationAndQuoteTheID(t *testing.T) {
 		lease := mustAcquire(t, l, id, time.Minute)
 		_, err := l.Acquire(t.Context(), id, time.Minute)
 		require.EqualError(t, err, fmt.Sprintf(
-			`redfour: acquire "%s"… (80000 bytes): held by %s (index %d, 1m0s left)`, strings.Repeat("ü", 50), m.HGet("lock:"+id, "owner"), lease.Index))
+			`redfour: acquire "%s"… (80000 bytes): held by %s, index %d, 1m0s left`, strings.Repeat("ü", 50), m.HGet("lock:"+id, "owner"), lease.Index))
 		_, err = l.Acquire(t.Context(), "\x00\n\"", time.Minute)
 		require.NoError(t, err)
 		_, err = l.Acquire(t.Context(), "\x00\n\"", time.Minute)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strconv"
 	"testing"
 	"time"
@@ -491,13 +492,15 @@ var table = []struct {
 		l := newLock(t, s.client(t))
 		for _, index := range []int64{0, 7} {
 			err := l.ForceRelease(t.Context(), "force nobody", index)
-			require.EqualError(t, err, `redfour: force release "force nobody": lease expired`)
+			require.EqualError(t, err, `redfour: force release "force nobody": nobody holds it: lease expired`)
 			require.ErrorIs(t, err, redfour.ErrExpired)
 		}
 		lease := mustAcquire(t, l, "force nobody", time.Minute)
 		err := l.ForceRelease(t.Context(), "force nobody", lease.Index-1)
 		require.ErrorIs(t, err, redfour.ErrConflict)
+		require.ErrorContains(t, err, fmt.Sprintf(`redfour: force release "force nobody": index %d does not hold (held by `, lease.Index-1))
 		require.ErrorContains(t, err, strconv.FormatInt(lease.Index, 10))
+		require.NotErrorIs(t, err, redfour.ErrLocked)
 		require.NoError(t, l.Release(t.Context(), lease), "that lease was left alone")
 	}},
 	{"any/closed", func(t *testing.T, s site) {

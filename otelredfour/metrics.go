@@ -83,7 +83,7 @@ var table = []counted{
 		all: []series{
 			{atOnce, func(s redfour.Stats) int64 { return s.AtOnce }},
 			{afterWait, func(s redfour.Stats) int64 { return s.AfterWait }},
-			{held, func(s redfour.Stats) int64 { return s.Held }},
+			{held, func(s redfour.Stats) int64 { return s.FoundHeld }},
 			{timedOut, func(s redfour.Stats) int64 { return s.TimedOut }},
 			{failed, func(s redfour.Stats) int64 { return s.Failed }},
 		},
@@ -97,6 +97,11 @@ var table = []counted{
 		name: "redfour.lease.lost", unit: "{lease}",
 		description: "Leases that were found not to hold, so that their sections may have overlapped with others.",
 		all:         one(func(s redfour.Stats) int64 { return s.Lost }),
+	},
+	{
+		name: "redfour.lease.forced", unit: "{lease}",
+		description: "Leases of others that ForceRelease has ended.",
+		all:         one(func(s redfour.Stats) int64 { return s.Forced }),
 	},
 	{
 		name: "redfour.renewal.attempts", unit: "{attempt}", key: renewalOutcome,

@@ -187,6 +187,13 @@ var metricTests = map[string]struct {
 		},
 		map[string]int64{"renewal.attempts succeeded": 1, "scripts": 1, "round_trips": 1},
 	},
+	"a lease of somebody else is ended": {
+		func(t *testing.T, s *scene) func() {
+			lease := mustAcquire(t, s.other, "42", time.Hour)
+			return func() { require.NoError(t, s.lock.ForceRelease(t.Context(), "42", lease.Index)) }
+		},
+		map[string]int64{"lease.forced": 1, "scripts": some, "round_trips": some},
+	},
 	"a renewal that finds the lease lost": {
 		func(t *testing.T, s *scene) func() {
 			lease := mustAcquire(t, s.lock, "42", time.Hour)
@@ -458,7 +465,7 @@ func TestObserve_ends(t *testing.T) {
 		require.NoError(t, err)
 		require.NotEmpty(t, collect(t, reader))
 		_, err = telemetry.Observe(s.lock)
-		require.ErrorContains(t, err, "another Lock is observed")
+		require.ErrorContains(t, err, "a Lock is observed already")
 		require.NoError(t, stop())
 		require.Empty(t, collect(t, reader))
 

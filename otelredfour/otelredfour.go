@@ -6,9 +6,8 @@
 //	…
 //	stop, err := telemetry.Observe(lock)
 //
-// [Instrumentation.Trace] feeds the histograms and makes the spans, [Instrumentation.Observe] feeds everything else, from
-// [redfour.Lock.Stats]. What Stats counts is a counter from there, and Trace adds to none; a histogram only has the number of its
-// values as well. Either can be used alone. dashboard.json is a dashboard of all of it for
+// [Instrumentation.Trace] feeds the histograms and makes the spans; [Instrumentation.Observe] feeds everything else, from
+// [redfour.Lock.Stats]. Either can be used alone. dashboard.json is a dashboard of all of it for
 // Grafana, with the names that the Prometheus exporter gives to the metrics by default.
 //
 // # Metrics
@@ -22,6 +21,7 @@
 //	redfour.acquire.calls            counter          {call}          redfour.acquire.outcome
 //	redfour.lease.released           counter          {lease}
 //	redfour.lease.lost               counter          {lease}
+//	redfour.lease.forced             counter          {lease}
 //	redfour.renewal.attempts         counter          {attempt}       redfour.renewal.outcome
 //	redfour.wakeups                  counter          {wakeup}        redfour.wakeup.cause
 //	redfour.grant.claimed            counter          {grant}
@@ -34,7 +34,7 @@
 //
 // Hold times are those of releases that succeeded, of leases that were granted in this process. Lateness is that of renewals in the
 // background that succeeded, beyond a third of the ttl; one that was retried is late by the time that took. The fields WaitTime,
-// HoldTime and RenewalsLate of [redfour.Stats] are the sums of histograms, and so no metrics of their own.
+// HoldTime and RenewalsLate of [redfour.Stats] are sums of histograms (WaitTime that of after_wait), and so no metrics of their own.
 //
 // # Attributes
 //
@@ -44,7 +44,7 @@
 //	redfour.acquire.outcome  at_once, after_wait: a lease; held: Acquire found another; timed_out: ctx ended; failed: any other error
 //	redfour.renewal.outcome  succeeded, failed
 //	redfour.wakeup.cause     release (in this Lock), grant, message (of a release elsewhere), timer, subscription
-//	error.type               closed, not_replicated, canceled, timeout, conflict, expired, connection, an error code of Redis
+//	error.type               of the histogram if the outcome is failed, and of spans: closed, not_replicated, canceled, timeout, conflict, expired, connection, an error code of Redis
 //	                         such as OOM or NOPERM, or _OTHER
 //
 // The namespace is no db.namespace, which for Redis is the number of a database.
@@ -77,6 +77,7 @@ import (
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/redfour-go/redfour"
@@ -124,8 +125,8 @@ func New(opts ...Option) (*Instrumentation, error) {
 	}
 	i := &Instrumentation{
 		namespace: attribute.String("redfour.namespace", c.namespace),
-		tracer:    c.tracers.Tracer(scope),
-		meter:     c.meters.Meter(scope),
+		tracer:    c.tracers.Tracer(scope, trace.WithSchemaURL(semconv.SchemaURL)),
+		meter:     c.meters.Meter(scope, metric.WithSchemaURL(semconv.SchemaURL)),
 	}
 	if err := errors.Join(i.makeHistograms(), i.makeCounters()); err != nil {
 		return nil, fmt.Errorf("otelredfour: new: %w", err)
@@ -171,8 +172,16 @@ func WithMeterProvider(p metric.MeterProvider) Option {
 	}
 }
 
-// Trace returns what [redfour.WithTrace] is to be given. It sets Acquired, Renewed and Released. To have a trace of your own as
-// well, write functions that call both.
+// Trace returns what [redfour.WithTrace] is to be given, once: of two the last counts. It sets Acquired, Renewed and Released, and leaves
+// the rest to you. To have one of these three as well, call both:
+//
+//	trace := telemetry.Trace()
+//	trace.Lost = func(id string, index int64, err error) { … }
+//	released := trace.Released
+//	trace.Released = func(ctx context.Context, id string, index int64, began time.Time, held time.Duration, err error) {
+//		released(ctx, id, index, began, held, err)
+//		…
+//	}
 func (i *Instrumentation) Trace() redfour.Trace {
 	return redfour.Trace{Acquired: i.acquired, Renewed: i.renewed, Released: i.released}
 }
@@ -189,7 +198,7 @@ func (i *Instrumentation) Observe(lock *redfour.Lock) (stop func() error, err er
 	}
 	// Two would be two values of one time series, which need not be added up, and if they are, fall when one ends.
 	if !i.observing.CompareAndSwap(false, true) {
-		return nil, errors.New("otelredfour: observe: another Lock is observed: it needs an Instrumentation of its own")
+		return nil, errors.New("otelredfour: observe: a Lock is observed already: stop that, or use an Instrumentation for each Lock")
 	}
 	registration, err := i.register(lock)
 	if err != nil {
