@@ -27,6 +27,8 @@ var canaries = []struct{ patch, fault, rule string }{
 	{"callers cannot leave", "none", "limit"},
 	{"deadline counted from the reply", "latency", "overlap"},
 	{"deaf to a half-open subscription", "half-open subscriber", "waiter"},
+	{"force release ends nothing", "none", "order"},
+	{"force release ignores the index", "none", "order"},
 	{"forgotten scripts", "SCRIPT FLUSH", "waiter"},
 	{"index from the counter alone", "server killed, data lost", "index"},
 	{"late requests are not swept", "late, and reply lost", "waiter|end"},

@@ -258,7 +258,7 @@ func (r *run) mustFail(with string, args ...any) {
 
 // answers tells whether a server answers a ping over a new connection soon.
 func answers(addr string, soon time.Duration) bool {
-	conn, err := net.Dial("tcp", addr)
+	conn, err := net.DialTimeout("tcp", addr, soon)
 	if err != nil {
 		return false
 	}

@@ -62,6 +62,8 @@ const (
 	wait    what = "wait" // WaitAcquire
 	renew   what = "renew"
 	release what = "release"
+	inspect what = "inspect"
+	force   what = "force" // ForceRelease
 )
 
 // The other events.
@@ -80,10 +82,10 @@ type result string
 
 const (
 	granted  result = "granted"  // try, wait
-	locked   result = "locked"   // try, wait: another lease holds
-	done     result = "done"     // renew, release
-	expired  result = "expired"  // renew, release: nobody holds
-	conflict result = "conflict" // renew, release: another lease holds
+	locked   result = "locked"   // try, wait: another lease holds; inspect: one does
+	done     result = "done"     // renew, release, force
+	expired  result = "expired"  // renew, release, inspect, force: nobody holds
+	conflict result = "conflict" // renew, release, force: another lease holds
 	unknown  result = "unknown"  // it may have happened, may happen yet, or not
 	nothing  result = "nothing"  // it did certainly not happen
 )
@@ -97,13 +99,13 @@ type operation struct {
 	id            string
 	ttl           time.Duration
 	limit         time.Duration // for which the caller waits; 0: not told
-	index         int64         // of the lease that was granted, renewed or released
+	index         int64         // of the lease that was granted, renewed, released or forced; 0 where any was to be forced
 	holder        int64
 	call, returns instant // returns is never, if the process ended before
 	result        result
 	until         instant // the lease's deadline, as told when the call returned
 	began         instant // it has not taken effect before; the judge's
-	doubtful      bool    // a release that may have found nothing; the judge's
+	doubtful      bool    // a release or a force that may have found nothing; the judge's
 }
 
 // sent is when the request was sent, at the earliest, that proved a grant.
@@ -188,7 +190,7 @@ func newRecorder() *recorder {
 func (r *recorder) record(process string, npm bool, e event) (id string) {
 	key := workerKey{process, e.Worker}
 	switch e.What {
-	case try, wait, renew, release:
+	case try, wait, renew, release, inspect, force:
 		op := &operation{
 			what: e.What, process: process, npm: npm, worker: e.Worker, id: e.ID, index: e.Index,
 			ttl: time.Duration(e.TTL) * time.Millisecond, limit: time.Duration(e.Limit) * time.Millisecond, call: e.At, returns: never, result: unknown,
@@ -223,10 +225,13 @@ type lease struct {
 	evidence instant      // when it may last have been renewed
 	kept     bool         // renewed in the background
 	released instant      // when its first release was called
-	open     bool         // a release had no certain outcome
+	forced   instant      // when the first force was called that may have been for it
+	struck   instant      // when the first returned that has certainly left it ended
+	open     instant      // when the first release or force was called that had no certain outcome
 	ended    *operation   // its first release
 	proofs   []*operation // that found the lease
 	renewals []*operation
+	ends     []*operation // the releases and forces that may have ended it
 }
 
 type leaseKey struct {
@@ -242,7 +247,7 @@ func (h *history) leases() (all map[leaseKey]*lease, twice []leaseKey) {
 			if before := all[leaseKey{op.id, op.index}]; before != nil && !before.grant.npm && !op.npm {
 				twice = append(twice, leaseKey{op.id, op.index})
 			}
-			l := &lease{id: op.id, index: op.index, grant: op, gone: never, released: never}
+			l := &lease{id: op.id, index: op.index, grant: op, gone: never, released: never, forced: never, struck: never, open: never}
 			l.hear(op.returns, op.until)
 			all[leaseKey{op.id, op.index}] = l
 		}
@@ -253,6 +258,7 @@ func (h *history) leases() (all map[leaseKey]*lease, twice []leaseKey) {
 			l.kept = l.kept || e.Kept
 		}
 	}
+	h.findEnds(all)
 	for _, op := range h.operations {
 		l := all[leaseKey{op.id, op.index}]
 		op.doubtful = l != nil && h.doubts(l, op)
@@ -275,9 +281,55 @@ func (h *history) leases() (all map[leaseKey]*lease, twice []leaseKey) {
 
 // doubts tells of a release that succeeded whether the lease may have been lost before. The library takes it for its
 // own doing that a lease is gone, if the reply to the first request was lost and the lease should have held then. It
-// cannot know that the server had lost the lease. This takes two faults: one loses the lease, the other the reply.
+// cannot know that the server had lost the lease. This takes two faults: one loses the lease, the other the reply. Nor can it
+// know that somebody else ended the lease, where a request was lost. Force finds the lease first, and so does not take the end of
+// one for its own doing that was over before.
 func (h *history) doubts(l *lease, op *operation) bool {
-	return h.mixed && op.what == release && op.result == done && !op.npm && h.lostBetween(l.grant.sent(), op.call)
+	if op.what != release && op.what != force || op.result != done || op.npm {
+		return false
+	}
+	rival := func(other *operation) bool {
+		over := op.what == force && other.result == done && other.returns < op.call
+		return other != op && other.call < op.returns && !over
+	}
+	return h.mixed && h.lostBetween(l.grant.sent(), op.call) || !h.steady && slices.ContainsFunc(l.ends, rival)
+}
+
+// findEnds notes with each lease what may have ended it.
+func (h *history) findEnds(all map[leaseKey]*lease) {
+	for _, op := range h.operations {
+		switch l := all[leaseKey{op.id, op.index}]; {
+		case op.what == force && op.index == 0:
+			for _, l := range all {
+				if l.id == op.id && l.grant.until.add(-l.grant.ttl) <= op.returns {
+					l.force(op, h.steady)
+				}
+			}
+		case l == nil:
+		case op.what == force:
+			l.force(op, h.steady)
+		case op.what == release:
+			l.ends = append(l.ends, op)
+		}
+	}
+}
+
+// force notes that somebody ended the lease by force, or tried to. From the call on its holder may hear of a loss, and release
+// it himself. A force that came too late has ended nothing, if no request was lost. One for any lease that succeeds leaves
+// every lease ended that had been granted before.
+func (l *lease) force(op *operation, steady bool) {
+	l.forced = min(l.forced, op.call)
+	late := op.result == expired || op.result == conflict
+	if late && steady {
+		return
+	}
+	l.ends = append(l.ends, op)
+	switch {
+	case op.result != done:
+		l.open = min(l.open, op.call)
+	case op.index != 0 || l.grant.returns <= op.call:
+		l.struck = min(l.struck, op.returns)
+	}
 }
 
 // hear notes a deadline that the holder was told.
@@ -307,7 +359,7 @@ func (l *lease) release(op *operation) {
 	l.released = min(l.released, op.call)
 	l.evidence = max(l.evidence, op.call)
 	if op.result == unknown {
-		l.open = true
+		l.open = min(l.open, l.released)
 	} else {
 		l.gone = min(l.gone, op.returns)
 	}
@@ -345,11 +397,8 @@ func (h *history) stood(process string, a, b instant) bool {
 
 // settle concludes from all that was told.
 func (l *lease) settle(h *history) {
-	l.mayEnd = l.certain
-	if l.open {
-		l.mayEnd = min(l.mayEnd, l.released)
-	}
-	l.certain = min(l.certain, l.released)
+	l.mayEnd = min(l.certain, l.open)
+	l.certain = min(l.certain, l.released, l.forced)
 	for _, op := range l.renewals {
 		if op.returns == never { // It may have been made for as long as its process lived.
 			l.evidence = max(l.evidence, min(h.diedAt(op.process), h.end))
@@ -363,5 +412,5 @@ func (l *lease) settle(h *history) {
 	case l.released == never:
 		l.evidence = h.end
 	}
-	l.gone = min(l.gone, l.evidence.add(l.grant.ttl))
+	l.gone = min(l.gone, l.struck, l.evidence.add(l.grant.ttl))
 }

@@ -51,6 +51,7 @@ func judge(h *history) *verdict {
 		v.checkTurns(h, id, ls)
 	}
 	v.checkLosses(h, leases)
+	v.checkForced(h, leases)
 	v.checkTimes(h)
 	v.checkEnds(leases)
 	v.checkKept(h, leases)
@@ -81,9 +82,23 @@ func (v *verdict) checkLosses(h *history, leases map[leaseKey]*lease) {
 		if l == nil || !e.Lost {
 			continue
 		}
-		held := l.ended != nil && l.ended.result == done && !l.ended.doubtful && e.At < l.grant.until
+		held := l.ended != nil && l.ended.result == done && !l.ended.doubtful && e.At < min(l.grant.until, l.forced)
 		if held || late < 0 {
 			v.violate("loss: that of %q as %d was no loss", e.ID, e.Index)
+		}
+	}
+}
+
+// checkForced demands that the holder of a lease which is kept alive hears with the next renewal, a third of the ttl later, that
+// it was ended by force, where nothing is in the way.
+func (v *verdict) checkForced(h *history, leases map[leaseKey]*lease) {
+	for _, e := range h.holds {
+		l := leases[leaseKey{e.ID, e.Index}]
+		if l == nil || e.Kept || !h.steady {
+			continue
+		}
+		if late := e.At.sub(max(l.struck, l.grant.returns)) - l.grant.ttl/3; late > hearTime {
+			v.violate("forced: %q was worked on for %v after %d, ended by force, was to be renewed", e.ID, late, e.Index)
 		}
 	}
 }
@@ -96,14 +111,17 @@ const callTime = 6*time.Second + hearTime
 // that the other calls have an end. Where nothing is in the way they know what they have done.
 func (v *verdict) checkTimes(h *history) {
 	for _, op := range h.operations {
-		took, over := min(op.returns, h.end).sub(op.call), op.returns < h.end
+		took, over, most := min(op.returns, h.end).sub(op.call), op.returns < h.end, callTime
+		if op.what == force {
+			most *= 2 // It makes two calls.
+		}
 		switch {
 		case op.npm, h.stood(op.process, op.call, op.returns):
 		case op.limit > 0 && took-op.limit > hearTime:
 			v.violate("limit: %q was waited for %v longer than the caller wanted", op.id, took-op.limit)
 		case op.limit > 0 && over && op.result != granted && op.limit-took > hearTime:
 			v.violate("limit: %q was given up %v before the caller wanted", op.id, op.limit-took)
-		case op.what != wait && took > callTime:
+		case op.what != wait && took > most:
 			v.violate("limit: to %s %q took %v", op.what, op.id, took)
 		case op.what != wait && over && op.result == unknown && h.steady:
 			v.violate("limit: to %s %q had no outcome", op.what, op.id)
@@ -137,7 +155,7 @@ const clockStep = 10 * time.Millisecond
 func (v *verdict) checkKept(h *history, leases map[leaseKey]*lease) {
 	long, kept := 0, 0
 	for _, l := range leases {
-		if !l.kept || l.ended == nil || l.ended.call < l.grant.until {
+		if !l.kept || l.ended == nil || l.ended.call < l.grant.until || l.forced < l.ended.call {
 			continue
 		}
 		long++
@@ -336,7 +354,7 @@ func (op *operation) tells() bool {
 	case unknown, nothing:
 		return false
 	case locked:
-		return op.what == try
+		return op.what != wait
 	}
 	return op.returns != never
 }
@@ -385,6 +403,10 @@ func newModel(id string, start state, ops []porcupine.Operation, leases map[leas
 			if legal, s := m.take(s, op); legal {
 				after = append(after, s)
 			}
+			if m.endsMeanwhile(s, op) {
+				s.at = max(s.at, op.began)
+				after = append(after, s)
+			}
 			if op.elsewhere {
 				after = append(after, s)
 			}
@@ -412,6 +434,9 @@ func (m model) take(s state, op step) (bool, state) {
 		}
 		return op.holder > s.last && m.free(&s, op), s
 	case done:
+		if op.what == force {
+			return m.force(s, op)
+		}
 		legal := m.heldBy(&s, op.index)
 		if op.what == release {
 			s.holder = 0
@@ -420,12 +445,39 @@ func (m model) take(s state, op step) (bool, state) {
 	case expired:
 		return m.free(&s, op), s
 	case conflict:
+		if op.index == 0 {
+			return false, s // There is none with whichever holds.
+		}
 		if s.holder == anybody || s.holder != 0 && s.holder != op.index {
 			return true, s
 		}
 		return m.free(&s, op), s
 	}
 	return false, s
+}
+
+// force tells whether op can have ended a lease in s, and what s is then.
+func (m model) force(s state, op step) (bool, state) {
+	legal := true
+	switch _, known := m.leases[op.index]; {
+	case known:
+		legal = m.heldBy(&s, op.index)
+	case op.index != 0:
+		legal = op.index > s.last && m.free(&s, op)
+		s.last = max(s.last, op.index)
+	case s.holder == 0:
+		legal = m.free(&s, op)
+	}
+	s.holder = 0
+	return legal, s
+}
+
+// endsMeanwhile tells whether op, a force for any lease, can have found one in s that then ended without it. Nobody finds that
+// lease any more when op has returned.
+func (m model) endsMeanwhile(s state, op step) bool {
+	l := m.leases[s.holder]
+	return l != nil && op.what == force && op.index == 0 && op.result == done &&
+		!slices.ContainsFunc(l.proofs, func(proof *operation) bool { return proof.call > op.returns })
 }
 
 func (m model) heldBy(s *state, index int64) bool {

@@ -254,14 +254,128 @@ func TestJudge(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			v := judge(c.history)
-			var rules []string
-			for _, violation := range v.violations {
-				rule, _, _ := strings.Cut(violation, ":")
-				rules = append(rules, rule)
-			}
-			require.Equal(t, c.rules, slices.Compact(rules), v.violations)
+			require.Equal(t, c.rules, brokenRules(v), v.violations)
 		})
 	}
+}
+
+// c ends leases of a and b by force.
+func TestJudge_force(t *testing.T) {
+	steady := func(h *history) { h.steady = true }
+	for name, c := range map[string]struct {
+		history *history
+		rules   []string // that were broken
+	}{
+		"a lease that was seen": {tell(
+			op("a", try, 0, 1, granted, 1), op("c", inspect, 2, 3, locked, 1), op("c", force, 4, 5, done, 1), op("c", inspect, 6, 7, expired, 0),
+			op("b", wait, 6, 9, granted, 2), op("a", release, 10, 11, conflict, 1), op("b", release, 12, 13, done, 2),
+		), nil},
+		"whichever lease holds": {tell(
+			op("a", try, 0, 1, granted, 1), op("c", force, 4, 5, done, 0), op("b", wait, 2, 8, granted, 2),
+			op("a", release, 9, 10, conflict, 1), op("b", release, 11, 12, done, 2),
+		), nil},
+		"whichever lease held, and was released meanwhile": {with(tell(
+			op("a", try, 0, 1, granted, 1), op("c", force, 2, 8, done, 0), op("a", release, 3, 5, done, 1),
+			op("b", try, 4, 6, granted, 2), op("b", renew, 9, 10, done, 2),
+		), steady), nil},
+		"a lease that nobody was told of": {tell(
+			op("a", wait, 0, 1, unknown, 0), op("c", inspect, 2, 3, locked, 1), op("c", force, 4, 5, done, 1), op("b", try, 6, 7, granted, 2),
+		), nil},
+		"a lease that nobody was told of, and an older one after it": {tell(
+			op("a", wait, 0, 1, unknown, 0), op("c", force, 2, 3, done, 2), op("b", try, 4, 5, granted, 1),
+		), []string{"order"}},
+		"a lease, perhaps": {tell(
+			op("a", try, 0, 1, granted, 1), op("c", force, 2, 3, unknown, 1), op("b", wait, 4, 5, granted, 2), op("b", renew, 6, 7, done, 2),
+		), nil},
+		"whichever lease holds, perhaps": {tell(
+			op("a", try, 0, 1, granted, 1), op("c", force, 2, 3, unknown, 0), op("b", wait, 4, 5, granted, 2), op("b", renew, 6, 7, done, 2),
+		), nil},
+		"a lease, perhaps, of another index": {tell(
+			op("b", try, 0, 1, granted, 1), op("b", release, 2, 3, done, 1),
+			op("a", try, 4, 5, granted, 2), op("c", force, 6, 7, unknown, 1), op("b", wait, 8, 9, granted, 3),
+		), []string{"order", "overlap"}},
+		"a lease that is still held": {tell(
+			op("a", try, 0, 1, granted, 1), op("c", force, 2, 3, done, 1), op("a", renew, 4, 5, done, 1),
+		), []string{"order"}},
+		"whichever lease holds, which is still held": {tell(
+			op("a", try, 0, 1, granted, 1), op("c", force, 2, 3, done, 0), op("a", renew, 4, 5, done, 1),
+		), []string{"order"}},
+		"two leases at once": {tell(
+			op("a", try, 0, 1, granted, 1), op("c", force, 2, 20, done, 0), op("b", wait, 3, 4, granted, 2), op("d", wait, 5, 8, granted, 3),
+		), []string{"order"}},
+		"a lease of another index": {tell(
+			op("a", try, 0, 1, granted, 1), op("a", release, 2, 3, done, 1), op("b", try, 4, 5, granted, 2), op("c", force, 6, 7, done, 1),
+		), []string{"order"}},
+		"a lease that is said to be over": {with(tell(
+			op("a", try, 0, 1, granted, 1), op("c", force, 2, 3, expired, 1),
+		), steady), []string{"order"}},
+		"a lease that is said to have gone to another": {with(tell(
+			op("a", try, 0, 1, granted, 1), op("c", force, 2, 3, conflict, 1),
+		), steady), []string{"order"}},
+		"whichever lease holds, but another": {tell(
+			op("a", try, 0, 1, granted, 1), op("c", force, 2, 3, conflict, 0),
+		), []string{"order"}},
+		"nobody is seen, though somebody holds": {tell(
+			op("a", try, 0, 1, granted, 1), op("c", inspect, 2, 3, expired, 0),
+		), []string{"order"}},
+		"one is seen who has released": {tell(
+			op("a", try, 0, 1, granted, 1), op("a", release, 2, 3, done, 1), op("c", inspect, 4, 5, locked, 1),
+		), []string{"order"}},
+		"a lease that was released, where a request may have been lost": {tell(
+			op("a", try, 0, 1, granted, 1), op("c", force, 2, 8, done, 1), op("a", release, 3, 9, done, 1),
+		), nil},
+		"a lease that was released": {with(tell(
+			op("a", try, 0, 1, granted, 1), op("c", force, 2, 8, done, 1), op("a", release, 3, 9, done, 1),
+		), steady), []string{"order"}},
+		"a lease, before a waiter who is forgotten": {tell(
+			of(op("a", try, 0, 1, granted, 1), time.Minute), op("c", force, 10, 11, done, 1), op("b", wait, 5, 6000, granted, 2),
+		), []string{"waiter"}},
+		"whichever lease holds, before a waiter who is forgotten": {tell(
+			of(op("a", try, 0, 1, granted, 1), time.Minute), op("c", force, 10, 11, done, 0), op("b", wait, 5, 6000, granted, 2),
+		), []string{"waiter"}},
+		"a lease whose holder hears of it with the next renewal": {with(tell(
+			op("a", try, 0, 1, granted, 1), op("c", force, 2, 3, done, 1), op("a", release, 400, 401, expired, 1),
+		), func(h *history) {
+			h.steady, h.holds = true, []heard{kept(1, 1000, 1, true, false), kept(399, 399, 1, false, true)}
+		}), nil},
+		"a lease whose holder hears of it late": {with(tell(
+			op("a", try, 0, 1, granted, 1), op("c", force, 2, 3, done, 1), op("a", release, 1400, 1401, expired, 1),
+		), func(h *history) {
+			h.steady, h.holds = true, []heard{kept(1, 1000, 1, true, false), kept(1399, 1000, 1, false, true)}
+		}), []string{"forced"}},
+		"a lease whose holder hears of what had no effect": {with(tell(
+			op("a", try, 0, 1, granted, 1), op("c", force, 2, 3, unknown, 1), op("a", release, 5, 6, done, 1),
+		), func(h *history) { h.holds = []heard{kept(1, 1000, 1, true, false), kept(4, 4, 1, false, true)} }), nil},
+		"leases that are kept alive up to then": {with(tell(
+			op("a", try, 0, 1, granted, 1), op("c", force, 900, 901, done, 1), op("a", release, 1001, 1002, expired, 1),
+			op("a", try, 2000, 2001, granted, 2), op("c", force, 2900, 2901, done, 2), op("a", release, 3001, 3002, expired, 2),
+			op("a", try, 4000, 4001, granted, 3), op("c", force, 4900, 4901, done, 3), op("a", release, 5001, 5002, expired, 3),
+		), func(h *history) {
+			h.holds = []heard{kept(2, 1000, 1, true, false), kept(2002, 3000, 2, true, false), kept(4002, 5000, 3, true, false)}
+			h.steady = true
+		}), nil},
+		"a lease, as long as two calls take": {tell(
+			of(op("a", try, 0, 1, granted, 1), time.Minute), op("c", force, 2, 9000, done, 1),
+		), nil},
+		"a lease, for too long": {tell(
+			of(op("a", try, 0, 1, granted, 1), time.Minute), op("c", force, 2, 15000, done, 1),
+		), []string{"limit"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := judge(c.history)
+			require.Equal(t, c.rules, brokenRules(v), v.violations)
+		})
+	}
+}
+
+// brokenRules returns the rules that were broken, each once.
+func brokenRules(v *verdict) []string {
+	var rules []string
+	for _, violation := range v.violations {
+		rule, _, _ := strings.Cut(violation, ":")
+		rules = append(rules, rule)
+	}
+	return slices.Compact(rules)
 }
 
 // What Redis loses may be had by two, and is counted. The indexes of ours grow all the same.

@@ -160,6 +160,9 @@ func (r *run) awaitGrants() (never []string) {
 	for n := range processes {
 		enough[calmID(n)] = many
 	}
+	for n := range forcedIDs {
+		enough[forcedID(n)] = few
+	}
 	lost := shortTTL
 	if r.fault.revive {
 		lost = r.fault.ttl

@@ -46,7 +46,8 @@ const (
 	// other has got it: nothing but the wake-up helps a waiter there. For the line id all processes wait all the time, so
 	// that it is handed over from process to process, and what befalls one befalls somebody who is queued. For the fickle
 	// id one caller of each process waits at a time, and most leave soon: everything there is for somebody who may be gone.
-	// On the crowd ids all act at the same moments, so that their scripts travel together.
+	// On the crowd ids all act at the same moments, so that their scripts travel together. The forced ids are inspected all
+	// the time, and others end the leases on them, often on the first, and now and then on the second.
 	quickIDs = 2
 	slowIDs  = 2
 	slowTTL  = time.Second
@@ -60,14 +61,18 @@ const (
 	crowdIDs  = 24
 	crowdBeat = 200 * time.Millisecond
 
+	forcedIDs = 2
+	forcedTTL = 2 * time.Second // of what is kept alive there; its end, at which every loss is heard of, comes later than a judge allows
+
 	waitTime = 30 * time.Second // for which a waiter waits
 )
 
-func quickID(n int) string { return fmt.Sprintf("quick-%d", n) }
-func slowID(n int) string  { return fmt.Sprintf("slow-%d", n) }
-func calmID(n int) string  { return fmt.Sprintf("calm-%d", n) }
-func briefID(n int) string { return fmt.Sprintf("brief-%d", n) }
-func crowdID(n int) string { return fmt.Sprintf("crowd-%d", n) }
+func quickID(n int) string  { return fmt.Sprintf("quick-%d", n) }
+func slowID(n int) string   { return fmt.Sprintf("slow-%d", n) }
+func calmID(n int) string   { return fmt.Sprintf("calm-%d", n) }
+func briefID(n int) string  { return fmt.Sprintf("brief-%d", n) }
+func crowdID(n int) string  { return fmt.Sprintf("crowd-%d", n) }
+func forcedID(n int) string { return fmt.Sprintf("forced-%d", n) }
 
 // allIDs returns all of them.
 func allIDs() []string {
@@ -82,6 +87,7 @@ func allIDs() []string {
 	add(processes, calmID)
 	add(processes, briefID)
 	add(crowdIDs, crowdID)
+	add(forcedIDs, forcedID)
 	return ids
 }
 
@@ -160,6 +166,12 @@ func (p *process) run(ctx context.Context, in io.Reader) error {
 		w := p.worker(workerOfCrowd + n)
 		workers.Go(func() { w.actWithOthers(work, crowdID(n)) })
 	}
+	for n := range forcedIDs {
+		w := p.worker(workerOfForced + n)
+		workers.Go(func() { w.suffer(work, forcedID(n)) })
+	}
+	operator := p.worker(workerOfOperator)
+	workers.Go(func() { operator.operate(work) })
 	w := p.worker(workerOfOthers)
 	for lines := bufio.NewScanner(in); lines.Scan() && lines.Text() != "stop"; {
 		if id, ok := strings.CutPrefix(lines.Text(), "turn "); ok {
@@ -266,12 +278,14 @@ type worker struct {
 
 // The numbers of workers with a task of their own; the others count from 0.
 const (
-	workerOfCalm   = 100 // plus n
-	workerOfBrief  = 200 // plus n
-	workerOfOthers = 300 // goes on with leases of other processes
-	workerOfLine   = 400
-	workerOfFickle = 500
-	workerOfCrowd  = 600 // plus n
+	workerOfCalm     = 100 // plus n
+	workerOfBrief    = 200 // plus n
+	workerOfOthers   = 300 // goes on with leases of other processes
+	workerOfLine     = 400
+	workerOfFickle   = 500
+	workerOfCrowd    = 600 // plus n
+	workerOfForced   = 700 // plus n
+	workerOfOperator = 800
 )
 
 func (p *process) worker(number int) *worker {
@@ -353,6 +367,56 @@ func (w *worker) actWithOthers(ctx context.Context, id string) {
 	}
 }
 
+// suffer uses a forced id in every way. What it gets there others may end at any time. Now and then it leaves a long lease behind,
+// and waits again: then nothing but force, and the wake-up by it, lets anybody go on.
+func (w *worker) suffer(ctx context.Context, id string) {
+	ttl := time.Duration(w.process.job.TTL) * time.Millisecond
+	var left *redfour.Lease
+	for ctx.Err() == nil {
+		switch n := w.rand.IntN(10); {
+		case n < 6:
+			w.section(ctx, id, ttl, waitTime)
+		case n < 7:
+			w.outlast(ctx, id)
+		case n < 8:
+			if lease := w.wait(ctx, id, ttl, waitTime); lease != nil {
+				w.write(lease)
+				left = lease
+			}
+		default:
+			w.longSection(ctx, id, forcedTTL)
+		}
+		pass(ctx, upTo(w.rand, 5*time.Millisecond))
+	}
+	if left != nil && left.Remaining() > 0 {
+		w.release(ctx, left)
+	}
+}
+
+// operate inspects the forced ids, and now and then ends a lease there: the one that it has just seen, one that it
+// saw some time ago, or whichever it is.
+func (w *worker) operate(ctx context.Context) {
+	oneIn := [forcedIDs]int{4, 64} // for each of the three
+	var before [forcedIDs]int64
+	for ctx.Err() == nil {
+		n := w.rand.IntN(forcedIDs)
+		id := forcedID(n)
+		seen := w.inspect(ctx, id)
+		switch choice := w.rand.IntN(oneIn[n]); {
+		case choice == 0 && seen != 0:
+			w.force(ctx, id, seen)
+		case choice == 1 && before[n] != 0:
+			w.force(ctx, id, before[n])
+		case choice == 2:
+			w.force(ctx, id, 0)
+		}
+		if w.rand.IntN(3) == 0 {
+			before[n] = seen
+		}
+		pass(ctx, upTo(w.rand, 100*time.Millisecond))
+	}
+}
+
 // act does one of the things that callers do. A third of the workers keep to the slow
 // ids, so that the others need not wait for those.
 func (w *worker) act(ctx context.Context) {
@@ -372,7 +436,7 @@ func (w *worker) act(ctx context.Context) {
 	}
 	switch {
 	case n < 5:
-		w.longSection(ctx, slow)
+		w.longSection(ctx, slow, slowTTL)
 	case n < 8:
 		w.handOver(ctx, slow)
 	default:
@@ -404,8 +468,8 @@ func (w *worker) tryOnce(ctx context.Context, id string, ttl time.Duration) {
 }
 
 // longSection lasts longer than the lease does without renewals.
-func (w *worker) longSection(ctx context.Context, id string) {
-	lease := w.wait(ctx, id, slowTTL, waitTime)
+func (w *worker) longSection(ctx context.Context, id string, ttl time.Duration) {
+	lease := w.wait(ctx, id, ttl, waitTime)
 	if lease == nil {
 		return
 	}
@@ -413,7 +477,7 @@ func (w *worker) longSection(ctx context.Context, id string) {
 	kept, stop := w.process.lock.KeepAlive(ctx, lease)
 	defer stop()
 	w.say(event{What: hold, ID: id, Index: lease.Index, Until: instantOf(lease.Deadline()), Kept: true})
-	pass(kept, slowTTL/2+upTo(w.rand, 4*slowTTL))
+	pass(kept, ttl/2+upTo(w.rand, 4*ttl))
 	lost := errors.Is(context.Cause(kept), redfour.ErrNotHeld)
 	w.say(event{What: hold, ID: id, Index: lease.Index, Until: instantOf(lease.Deadline()), Lost: lost})
 	w.write(lease)
@@ -441,6 +505,14 @@ func (w *worker) expire(ctx context.Context, id string) {
 		w.renew(ctx, lease)
 	}
 	w.release(ctx, lease)
+}
+
+// outlast holds a lease to its end, and never hears whether it got there.
+func (w *worker) outlast(ctx context.Context, id string) {
+	if lease := w.wait(ctx, id, briefTTL, waitTime); lease != nil {
+		w.write(lease)
+		pass(ctx, lease.Remaining()+upTo(w.rand, 30*time.Millisecond))
+	}
 }
 
 // handOver gives a lease to another process, which releases it.
@@ -499,6 +571,28 @@ func (w *worker) renew(ctx context.Context, lease *redfour.Lease) {
 func (w *worker) release(ctx context.Context, lease *redfour.Lease) {
 	w.say(event{What: release, ID: lease.ID, Index: lease.Index})
 	err := w.process.lock.Release(ctx, lease)
+	w.say(event{What: returned, Result: resultOf(err), Text: textOf(err)})
+}
+
+// inspect returns the index of the lease that holds, 0 if none does or that is not known.
+func (w *worker) inspect(ctx context.Context, id string) (index int64) {
+	w.say(event{What: inspect, ID: id})
+	status, err := w.process.lock.Inspect(ctx, id)
+	e := event{What: returned, Result: expired}
+	switch {
+	case err != nil:
+		e.Result, e.Text = unknown, err.Error()
+	case status.Held:
+		e.Result, e.Holder = locked, status.Index
+	}
+	w.say(e)
+	return status.Index
+}
+
+// force ends a lease of somebody else, whichever it is if index is 0.
+func (w *worker) force(ctx context.Context, id string, index int64) {
+	w.say(event{What: force, ID: id, Index: index})
+	err := w.process.lock.ForceRelease(ctx, id, index)
 	w.say(event{What: returned, Result: resultOf(err), Text: textOf(err)})
 }
 
