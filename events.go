@@ -22,7 +22,7 @@ type Stats struct {
 	TimedOut  int64         // calls of Acquire, WaitAcquire and WithLock whose ctx had ended, by a timeout or otherwise, before they got the lock
 	Failed    int64         // the same calls that ended with any other error, ErrClosed included
 
-	Released int64         // leases whose Release succeeded, that of WithLock included
+	Released int64         // leases whose Release succeeded, that of WithLock included, and that of leases WithReplicas could not confirm
 	HoldTime time.Duration // from the grant of these leases, where that was in this process, to their Release, in all
 	Lost     int64         // leases that were found not to hold: by a renewal, by a release, or because their deadline passed
 	Forced   int64         // leases of others that ForceRelease has ended
@@ -31,15 +31,15 @@ type Stats struct {
 	RenewalsFailed int64         // attempts that did not, those that found the lease lost included; not those that a release cut short
 	RenewalsLate   time.Duration // by how much those in the background that succeeded came after a third of the ttl, in all
 
-	// How often the waiters of one id in this Lock looked at the lock, or one of them got it, because…
+	// How often the waiters of one id in this Lock were woken, to look at the lock or to get it, because…
 	WokenByRelease      int64 // … a lease was released in this Lock
 	WokenByGrant        int64 // … a message said that another process handed the lock to this Lock
 	WokenByMessage      int64 // … a message said that the lock was released
 	WokenByTimer        int64 // … the holder's lease should have ended, 30 s had passed, or an attempt had failed
 	WokenBySubscription int64 // … a subscription was confirmed, the first included
 
-	GrantsClaimed  int64 // leases that another process handed to this Lock, by a message or found by asking
-	GrantsReturned int64 // leases that came for nobody, or too late, and were given back
+	GrantsClaimed int64 // leases that another process handed to this Lock, by a message or found by asking
+	Returned      int64 // leases that came when nobody waited any more, or when their ttl was over, and were given back
 
 	Subscriptions     int64 // that were confirmed, the first included
 	SubscriptionsLost int64 // that ended by themselves, and not because nobody waited any more: so often the Lock had to reconnect
@@ -61,8 +61,8 @@ func (l *Lock) Stats() Stats {
 
 // A Trace is told what happens in a [Lock], as it happens. Any of its functions may be nil. See [WithTrace].
 //
-// A ctx has the values of the call's, or none for a renewal in the background. An err is the one that the call returned, and nil
-// if it succeeded; match it against the package's errors.
+// A ctx has the values of the call's, or none for a renewal in the background. An err is nil if the call succeeded, and matches
+// what the call returned if not.
 type Trace struct {
 	// Acquired is called before Acquire, WaitAcquire and WithLock return, or run the function. The call had begun at began. If err is not
 	// nil, lease is. The lease runs meanwhile; that of WithLock is already renewed.
@@ -88,16 +88,18 @@ type Trace struct {
 	// at addr. That is "" where there is one master.
 	Subscribed func(addr string)
 
-	// Unsubscribed is called when that has ended, and not because nobody waits any more.
+	// Unsubscribed is called when that has ended by itself: not because nobody waits any more, nor because the user may not queue any more.
 	Unsubscribed func(addr string, err error)
 }
 
 // WithTrace makes a [Lock] call the functions of t. Given twice, the last counts.
 //
 // They are called by whatever goroutine made it happen, several at a time, and while no mutex of the library is held: they may
-// use the Lock. But it waits for them. One that blocks holds up the call that it is told of, or the waking of waiters; the end of a kept-alive context
-// it does not. One that panics in a goroutine of the library ends the program, as it does anywhere; if the panic of an Acquired is
-// recovered, the lease that it was told of lasts for its ttl, but for that of WithLock.
+// use the Lock. But it waits for them. One that blocks holds up the call that it is told of, and [Lock.Close]; the end of a kept-alive context it
+// does not. A Woken, Subscribed or Unsubscribed that blocks may hold up all waiters of the Lock, and the Release that woke one; what other
+// processes hand to the Lock meanwhile nobody has until its ttl ends. So these must not wait for a lock. A function that panics in a
+// goroutine of the library ends the program, as it does anywhere; if the panic of an Acquired is recovered, its lease lasts for its ttl, but for
+// that of WithLock.
 func WithTrace(t Trace) Option {
 	return func(c *config) error {
 		c.trace = t
@@ -119,7 +121,7 @@ type counts struct {
 	released, holdTime, lost, forced                         atomic.Int64
 	renewals, renewalsFailed, renewalsLate                   atomic.Int64
 	woken                                                    [len(wakeups)]atomic.Int64
-	grantsClaimed, grantsReturned                            atomic.Int64
+	grantsClaimed, returned                                  atomic.Int64
 	subscriptions, subscriptionsLost                         atomic.Int64
 	scripts, roundTrips, batches                             atomic.Int64
 }
@@ -133,7 +135,7 @@ func (e *events) stats() Stats {
 		Renewals: c.renewals.Load(), RenewalsFailed: c.renewalsFailed.Load(), RenewalsLate: time.Duration(c.renewalsLate.Load()),
 		WokenByRelease: c.woken[byRelease].Load(), WokenByGrant: c.woken[byGrant].Load(), WokenByMessage: c.woken[byMessage].Load(),
 		WokenByTimer: c.woken[byTimer].Load(), WokenBySubscription: c.woken[bySubscription].Load(),
-		GrantsClaimed: c.grantsClaimed.Load(), GrantsReturned: c.grantsReturned.Load(),
+		GrantsClaimed: c.grantsClaimed.Load(), Returned: c.returned.Load(),
 		Subscriptions: c.subscriptions.Load(), SubscriptionsLost: c.subscriptionsLost.Load(),
 		Scripts: c.scripts.Load(), RoundTrips: c.roundTrips.Load(), Batches: c.batches.Load(),
 	}
@@ -185,9 +187,9 @@ func (e *events) renewed(ctx context.Context, key leaseKey, began time.Time, lat
 	}
 }
 
-// released notes how a release ended.
-func (e *events) released(ctx context.Context, key leaseKey, began time.Time, held time.Duration, err error) {
-	if err == nil {
+// released notes how a release ended, and whether it was the one that ended the lease.
+func (e *events) released(ctx context.Context, key leaseKey, began time.Time, held time.Duration, err error, ended bool) {
+	if ended {
 		e.counts.released.Add(1)
 		e.counts.holdTime.Add(int64(held))
 	}

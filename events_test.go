@@ -3,6 +3,7 @@ package redfour_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -212,7 +213,7 @@ var events = map[string]event{
 			synctest.Wait()
 			require.False(t, s.Exists("lock:42"))
 		},
-		redfour.Stats{TimedOut: 1, GrantsClaimed: 1, GrantsReturned: 1, Subscriptions: 1, WokenBySubscription: 1},
+		redfour.Stats{TimedOut: 1, GrantsClaimed: 1, Returned: 1, Subscriptions: 1, WokenBySubscription: 1},
 		and("acquired 42 in 2s: timeout"),
 	},
 	"a message": {
@@ -372,6 +373,48 @@ var events = map[string]event{
 	}, redfour.Stats{AtOnce: 1, Released: 1}, []string{
 		"acquired 42 in 0s: at once", "released 42 in 0s, held for 0s: done", "released 42 in 0s, held for 0s: expired",
 	}},
+	"released again after a reply was lost": {func(t *testing.T, s scene) {
+		lease := mustAcquire(t, s.l, "42", time.Minute)
+		s.way.afterScript(once(isRelease, lostReply))
+		for range 3 {
+			require.NoError(t, s.l.Release(t.Context(), lease))
+		}
+	}, redfour.Stats{AtOnce: 1, Released: 1}, []string{
+		"acquired 42 in 0s: at once", "released 42 in 0s, held for 0s: done", "released 42 in 0s, held for 0s: done",
+		"released 42 in 0s, held for 0s: done",
+	}},
+	"a second release finds that the lease was lost": {func(t *testing.T, s scene) {
+		lease := mustAcquire(t, s.l, "42", time.Second)
+		s.way.beforeScript(once(isRelease, func() error { return redis.ErrClosed }))
+		require.Error(t, s.l.Release(t.Context(), lease))
+		pass(2 * time.Second)
+		require.ErrorIs(t, s.l.Release(t.Context(), lease), redfour.ErrExpired)
+	}, redfour.Stats{AtOnce: 1, Lost: 1}, []string{
+		"acquired 42 in 0s: at once", "released 42 in 0s, held for 0s: failed", "lost 42: expired", "released 42 in 0s, held for 2s: expired",
+	}},
+	"a copy of a lost lease": {func(t *testing.T, s scene) {
+		lease := mustAcquire(t, s.l, "42", 3*time.Second)
+		text, err := json.Marshal(lease)
+		require.NoError(t, err)
+		twin := new(redfour.Lease)
+		require.NoError(t, json.Unmarshal(text, twin))
+		kept, stop := s.l.KeepAlive(t.Context(), twin)
+		defer stop()
+		synctest.Wait()
+		s.Del("lock:42")
+		require.ErrorIs(t, s.l.Renew(t.Context(), lease, time.Minute), redfour.ErrExpired)
+		<-kept.Done()
+	}, redfour.Stats{AtOnce: 1, Renewals: 1, RenewalsFailed: 1, Lost: 1}, []string{
+		"acquired 42 in 0s: at once", "renewed 42 in 0s, late by 0s: done", "renewed 42 in 0s, late by 0s: expired", "lost 42: expired",
+	}},
+	"too late": {func(t *testing.T, s scene) {
+		mustAcquire(t, s.other, "the server knows the script", time.Minute)
+		s.way.beforeScript(once(isAcquire, func() error { pass(500 * time.Millisecond); return nil }))
+		_, err := s.l.Acquire(t.Context(), "42", 500*time.Millisecond)
+		require.ErrorIs(t, err, redfour.ErrExpired)
+		synctest.Wait()
+		require.False(t, s.Exists("lock:42"))
+	}, redfour.Stats{Failed: 1, Returned: 1}, []string{"acquired 42 in 500ms: expired"}},
 	"released when its caller has gone": {func(t *testing.T, s scene) {
 		lease := mustAcquire(t, s.l, "42", time.Minute)
 		hang := make(chan struct{})
@@ -592,6 +635,68 @@ func TestTrace_doesNotUseUpASection(t *testing.T) {
 	})
 }
 
+// Whoever is told of a renewal may end the lease, as anybody may.
+func TestTrace_mayEndTheLeaseThatItIsToldOf(t *testing.T) {
+	for name, end := range map[string]func(ctx context.Context, l *redfour.Lock, lease *redfour.Lease) error{
+		"released": func(ctx context.Context, l *redfour.Lock, lease *redfour.Lease) error { return l.Release(ctx, lease) },
+		"forced": func(ctx context.Context, l *redfour.Lock, lease *redfour.Lease) error {
+			return l.ForceRelease(ctx, "42", lease.Index)
+		},
+		"renewed": func(ctx context.Context, l *redfour.Lock, lease *redfour.Lease) error {
+			return l.Renew(ctx, lease, time.Second)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, m *mini) {
+				var l *redfour.Lock
+				var lease *redfour.Lease
+				ended := make(chan error, 1)
+				var first sync.Once // Ending it by a renewal is told as well.
+				l = newLock(t, m.client(t), redfour.WithTrace(redfour.Trace{
+					Renewed: func(_ context.Context, _ string, _ int64, _ time.Time, _ time.Duration, _ error) {
+						mine := false
+						first.Do(func() { mine = true })
+						if mine {
+							ended <- end(t.Context(), l, lease)
+						}
+					},
+				}))
+				lease = mustAcquire(t, l, "42", 3*time.Second)
+				_, stop := l.KeepAlive(t.Context(), lease)
+				defer stop()
+				start := time.Now()
+				require.NoError(t, <-ended)
+				require.Equal(t, time.Second, time.Since(start))
+			})
+		})
+	}
+}
+
+// What it is told of has happened by then, and is finished, so nothing is left undone by a panic that somebody recovers.
+func TestTrace_panicLeavesNothingUndone(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		panics := func() { panic("mine") }
+		l := newLock(t, m.client(t), redfour.WithTrace(redfour.Trace{
+			Released: func(context.Context, string, int64, time.Time, time.Duration, error) { panics() },
+			Woken: func(_, by string) {
+				if by == "release" {
+					panics()
+				}
+			},
+		}))
+		lease := mustAcquire(t, l, "42", time.Minute)
+		got := waitFor(t.Context(), l, "42", time.Minute)
+		pass(time.Second)
+		require.PanicsWithValue(t, "mine", func() { _ = l.Release(t.Context(), lease) })
+		lease = (<-got).lease
+		panics = func() {}
+		require.NoError(t, l.Release(t.Context(), lease))
+		pass(time.Minute)
+		require.Zero(t, m.PubSubNumSub("lock-release")["lock-release"], "the subscription rests")
+		require.NoError(t, l.Close())
+	})
+}
+
 func TestTrace_panicReachesTheCaller(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		l := newLock(t, m.client(t), redfour.WithTrace(redfour.Trace{
@@ -729,6 +834,38 @@ func TestForceRelease_endsTheLeaseThatItSaw(t *testing.T) {
 		require.ErrorIs(t, l.ForceRelease(t.Context(), "42", next.Index), redfour.ErrConflict)
 		require.NoError(t, holder.Renew(t.Context(), next, time.Minute))
 		require.Zero(t, l.Stats().Lost, "it had none")
+	})
+}
+
+// That the caller's ctx ended because another lease was lost says nothing about this one.
+func TestForceRelease_ofAnyLeaseDoesNotTakeTheCauseForAnAnswer(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		mustAcquire(t, m.lock(t), "42", time.Minute)
+		ctx, cancel := context.WithCancelCause(t.Context())
+		way.beforeScript(func(_ context.Context, cmd redis.Cmder) error {
+			if isRelease(cmd) {
+				cancel(redfour.ErrExpired)
+				pass(900 * time.Millisecond)
+				return io.EOF
+			}
+			return nil
+		})
+		require.ErrorContains(t, l.ForceRelease(ctx, "42", 0), "outcome unknown")
+		require.True(t, m.Exists("lock:42"))
+	})
+}
+
+func TestForceRelease_namesALockWhoseIndexIsNone(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		l := m.lock(t)
+		for _, index := range []string{"007", "1e3", "0", "-1", "x", "99999999999999999999"} {
+			m.HSet("lock:42", "index", index)
+			m.SetTTL("lock:42", time.Minute)
+			require.ErrorContains(t, l.ForceRelease(t.Context(), "42", 0), `key "lock:42" is a hash without index`)
+			require.True(t, m.Exists("lock:42"))
+		}
 	})
 }
 

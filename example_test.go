@@ -15,13 +15,13 @@ import (
 )
 
 // exampleLock stands for a Lock on your server.
-func exampleLock() (*redfour.Lock, func()) {
+func exampleLock(opts ...redfour.Option) (*redfour.Lock, func()) {
 	server, err := miniredis.Run()
 	if err != nil {
 		log.Fatal(err)
 	}
 	client := redis.NewClient(&redis.Options{Addr: server.Addr()})
-	lock, err := redfour.New(client)
+	lock, err := redfour.New(client, opts...)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -147,4 +147,43 @@ func ExampleLease_MarshalJSON() {
 	// Output:
 	// <nil>
 	// <nil>
+}
+
+// Somebody who knows that the holder is gone looks, and ends the lease that he saw.
+func ExampleLock_ForceRelease() {
+	lock, stop := exampleLock(redfour.WithOwner("worker 7"))
+	defer stop()
+	ctx := context.Background()
+	if _, err := lock.Acquire(ctx, "42", time.Hour); err != nil {
+		log.Fatal(err)
+	}
+
+	status, err := lock.Inspect(ctx, "42")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(status.Held, status.Owner, status.TTL > 59*time.Minute, len(status.Waiters))
+	if status.Held {
+		fmt.Println(lock.ForceRelease(ctx, "42", status.Index))
+		fmt.Println(errors.Is(lock.ForceRelease(ctx, "42", status.Index), redfour.ErrExpired))
+	}
+	// Output:
+	// true worker 7 true 0
+	// <nil>
+	// true
+}
+
+func ExampleWithTrace() {
+	lock, stop := exampleLock(redfour.WithTrace(redfour.Trace{
+		Acquired: func(_ context.Context, id string, began time.Time, _ *redfour.Lease, err error) {
+			fmt.Println("acquired", id, time.Since(began) < time.Minute, err)
+		},
+		Lost: func(id string, _ int64, err error) { fmt.Println("lost", id, err) },
+	}))
+	defer stop()
+	err := lock.WithLock(context.Background(), "42", 10*time.Second, func(context.Context, *redfour.Lease) error { return nil })
+	fmt.Println(err, lock.Stats().Released)
+	// Output:
+	// acquired 42 true <nil>
+	// <nil> 1
 }

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// A Status is what Redis knows of one lock at one moment.
+// A Status is what Redis knows of one lock at one moment. The owners in it are as whoever wrote them made them: quote
+// them where that matters.
 type Status struct {
 	ID    string
 	Held  bool
@@ -80,7 +81,7 @@ func (r reply) inspected(id string) Status {
 // lock then goes to the next waiter. It is for people who know that the holder is gone, or stuck.
 //
 // The holder is not asked, and may still be at work, also if it is in this process: its next renewal or release reports [ErrConflict]
-// or [ErrExpired], and a context that is kept alive ends with it, after a third of the ttl at the latest. Until then both may be in
+// or [ErrExpired], and a context that is kept alive ends with it, after a third of the ttl, or at its deadline if it cannot reach Redis. Until then both may be in
 // their sections, unless what they change refuses the older index. A lease of npm can be ended as well.
 //
 // If nobody holds the lock, the error matches [ErrExpired]; if another lease does, or the one that holds has an index other than the
@@ -103,13 +104,13 @@ func (l *Lock) forceRelease(ctx context.Context, id string, index int64) error {
 	case r.index == 0:
 		return &keyError{key: l.server.bucket(id).lock(id), kind: "hash without index"}
 	case index != 0 && r.index != index:
-		return fmt.Errorf("index %d does not hold (%v): %w", index, r.locked(id), ErrConflict)
+		return fmt.Errorf("index %d does not hold (%s): %w", index, r.locked(id).Error(), ErrConflict)
 	}
 	forced := &release{
 		l: l, key: leaseKey{id, r.index, r.token()}, state: &leaseState{deadline: r.sent.Add(r.left)}, began: time.Now(),
 	}
 	err = forced.run(ctx)
-	if index == 0 && errors.Is(err, ErrNotHeld) {
+	if index == 0 && errors.Is(err, ErrNotHeld) && ctx.Err() == nil { // The cause of ctx may be another lease's loss.
 		return nil
 	}
 	return err

@@ -230,6 +230,7 @@ type leaseState struct {
 	over     error         // why the lease does not hold; nil while it may
 	overAt   time.Time     // when that became known
 	released bool          // a release was sent in time, and may have run
+	ended    bool          // a release has succeeded
 	told     bool          // that it was lost, to the trace
 
 	turn    chan struct{}   // holds one element while a renewal is made; nil before the first
@@ -269,6 +270,9 @@ func (s *leaseState) join(other *leaseState) {
 	if other.got.IsZero() {
 		other.got = s.got
 	}
+	other.released = other.released || s.released
+	other.ended = other.ended || s.ended
+	other.told = other.told || s.told
 	if other.deadline.IsZero() {
 		other.deadline = s.deadline
 	}
@@ -341,7 +345,7 @@ func (s *leaseState) attemptTime() time.Duration {
 	return min(patience, max(left/3, 10*time.Millisecond))
 }
 
-// end says that the lease does not hold, and why. It returns false if that is known.
+// end says that the lease does not hold, and why. It returns false if that is known already.
 func (s *leaseState) end(why error) (first bool) {
 	s = s.lock()
 	defer s.mu.Unlock()
@@ -351,6 +355,22 @@ func (s *leaseState) end(why error) (first bool) {
 	s.over, s.overAt = why, time.Now()
 	s.tellKeepers()
 	return true
+}
+
+// concluded notes that a release has succeeded, if it has. It returns true for the first that has.
+func (s *leaseState) concluded(succeeded bool) (first bool) {
+	s = s.lock()
+	defer s.mu.Unlock()
+	first = succeeded && !s.ended
+	s.ended = s.ended || succeeded
+	return first
+}
+
+// wasEnded tells whether a release has succeeded.
+func (s *leaseState) wasEnded() bool {
+	s = s.lock()
+	defer s.mu.Unlock()
+	return s.ended
 }
 
 // tell returns whether it is still to be told that the lease was lost, and true only once.

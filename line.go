@@ -199,19 +199,29 @@ func (s *subscriber) dropLocked(ln *line) {
 }
 
 // wake makes the line of id look at its lock, if there is one; after a pause, if it is told
-// to be shy.
-func (s *subscriber) wake(id string, shy bool, by wakeup) {
+// to be shy. It reports whether that wakes somebody.
+func (s *subscriber) wake(id string, shy bool) (wakes bool) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	ln := s.lines[id]
-	told := ln != nil && ln.first() != nil
-	if ln != nil {
-		// A member that held the lock would have handed it over, so that a message of its release was of an open one.
-		s.wakeLocked(ln, shy || by == byMessage && ln.ours)
+	if ln == nil {
+		return false
 	}
-	s.mu.Unlock()
-	if told {
-		s.events.woken(id, by)
+	s.wakeLocked(ln, shy)
+	return ln.first() != nil
+}
+
+// released wakes the line of id because of a message. A member that held the lock would have handed it over, so that
+// was an open release.
+func (s *subscriber) released(id string) (wakes bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ln := s.lines[id]
+	if ln == nil {
+		return false
 	}
+	s.wakeLocked(ln, ln.ours)
+	return ln.first() != nil
 }
 
 func (s *subscriber) wakeLocked(ln *line, shy bool) {
@@ -250,6 +260,10 @@ func (s *subscriber) look(ln *line) {
 	told := looks && !ln.woken && ln.first() != nil
 	if looks {
 		s.beginLocked(ln, ln.expiry)
+	}
+	if told {
+		s.crew.Join()
+		defer s.crew.Leave()
 	}
 	s.mu.Unlock()
 	if told {
@@ -443,20 +457,18 @@ func (s *subscriber) take(id string, y yield) (claimed bool, err error) {
 	if !claimed {
 		return false, nil
 	}
-	return true, s.give(ln, y)
+	_, err = s.give(ln, y)
+	return true, err
 }
 
 // give gives a lease that was claimed to whoever is first in the line, for the ttl that he asked for. It goes back to
 // Redis if nobody is there, or if it comes too late, which is an error.
-func (s *subscriber) give(ln *line, y yield) (err error) {
+func (s *subscriber) give(ln *line, y yield) (given bool, err error) {
 	for ; ; y.exact = true {
 		s.mu.Lock()
 		if s.giveLocked(ln, y) {
 			s.mu.Unlock()
-			if y.local {
-				s.events.woken(ln.id, byRelease)
-			}
-			return nil
+			return true, nil
 		}
 		var w *waiter
 		if ln != nil && s.life.Err() == nil {
@@ -475,10 +487,12 @@ func (s *subscriber) give(ln *line, y yield) (err error) {
 				continue
 			}
 		}
-		s.events.counts.grantsReturned.Add(1)
+		s.events.counts.returned.Add(1)
 		_ = s.server.giveBack(context.WithoutCancel(s.life), y.lease.key())
-		s.wake(y.lease.ID, false, byRelease)
-		return err
+		if s.wake(y.lease.ID, false) {
+			s.events.woken(y.lease.ID, byRelease)
+		}
+		return false, err
 	}
 }
 
@@ -585,7 +599,7 @@ func (s *subscriber) hearGrant(e *ear, b *bucket, g grant) (wakes bool) {
 		return false
 	case s.giveLocked(ln, y):
 	default:
-		s.crew.Start(func() { _ = s.give(ln, y) }) // What is given back wakes the line.
+		s.crew.Start(func() { _, _ = s.give(ln, y) }) // What is given back wakes the line.
 	}
 	return wakes
 }
@@ -620,26 +634,18 @@ func (s *subscriber) offer(id string) offer {
 
 // answer takes the answer to a release of id. Every answer but "handed to the next waiter" is a wake-up, and so is
 // "granted to another" unless it says that the line is in the queue. If an attempt of unknown outcome may
-// have handed the lock over, and the last has not told, the next attempt of the quest recognises it.
-func (s *subscriber) answer(o offer, id string, r reply, err error, maybe bool) {
+// have handed the lock over, and the last has not told, the next attempt of the quest recognises it. It reports whether
+// that wakes somebody.
+func (s *subscriber) answer(o offer, id string, r reply, err error, maybe bool) (wakes bool) {
 	ln := o.line
 	switch {
 	case ln == nil:
-		s.wake(id, r.status == statusOpen, byRelease)
-		return
+		return s.wake(id, r.status == statusOpen)
 	case err == nil:
-		s.inherit(o, r)
+		wakes = s.inherit(o, r)
 	case maybe:
 		s.server.doubt(o.quest)
 	}
-	if s.settleAnswer(o, r, err, maybe) {
-		s.events.woken(id, byRelease)
-	}
-}
-
-// settleAnswer is what answer does to the line. It reports whether that wakes somebody.
-func (s *subscriber) settleAnswer(o offer, r reply, err error, maybe bool) (wakes bool) {
-	ln := o.line
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ln.pending--
@@ -656,23 +662,31 @@ func (s *subscriber) settleAnswer(o offer, r reply, err error, maybe bool) (wake
 			s.restLocked(ln)
 		}
 	default:
-		wakes = ln.first() != nil
+		wakes = wakes || ln.first() != nil
 		s.wakeLocked(ln, r.status == statusOpen)
 	}
 	s.clearLocked(ln)
 	return wakes
 }
 
-// inherit takes a lease that was handed over.
-func (s *subscriber) inherit(o offer, r reply) {
+// inherit takes a lease that was handed over. It reports whether that wakes somebody.
+func (s *subscriber) inherit(o offer, r reply) (wakes bool) {
 	if r.status != statusHanded && r.status != statusTaken {
-		return
+		return false
 	}
 	y := yield{lease: newLease(o.line.id, o.quest.token, o.ttl, r), quest: o.quest, local: true, exact: r.status == statusHanded}
 	y.out = y.exact && o.entry != "" && !o.more
-	if claimed, err := s.take(o.line.id, y); !claimed || err != nil {
-		s.wake(o.line.id, false, byRelease)
+	s.mu.Lock()
+	claimed := s.claimLocked(o.line, y) // The line lasts, because its answer is to come.
+	s.mu.Unlock()
+	var err error
+	if claimed {
+		wakes, err = s.give(o.line, y)
 	}
+	if !claimed || err != nil {
+		wakes = s.wake(o.line.id, false)
+	}
+	return wakes
 }
 
 // answersLate waits for the answer to a release that nobody waited for, and may have handed the lock over.
@@ -682,13 +696,18 @@ func (s *subscriber) answersLate(o offer, c *call) {
 	s.mu.Unlock()
 	s.crew.Start(func() {
 		<-c.Ready()
+		wakes := false
 		if r, err := s.server.read(c); err == nil {
-			s.inherit(o, r)
+			wakes = s.inherit(o, r)
 		}
 		s.mu.Lock()
-		defer s.mu.Unlock()
+		wakes = wakes || o.line.first() != nil
 		o.line.pending--
 		s.wakeLocked(o.line, false)
+		s.mu.Unlock()
+		if wakes {
+			s.events.woken(o.line.id, byRelease)
+		}
 	})
 }
 

@@ -128,7 +128,7 @@ type LockedError struct {
 	ID    string        // the lock's id, as passed to Acquire
 	Index int64         // the holder's fencing token; 0 if its lease has none
 	TTL   time.Duration // what was left of the holder's lease; it may be renewed
-	Owner string        // what the holder calls itself, see WithOwner; "" if it does not, or is an npm client
+	Owner string        // what the holder calls itself, see WithOwner, as it stands in Redis; "" if it does not, or is an npm client
 }
 
 // Error says who holds the lock, for how long, and the index.
@@ -318,12 +318,12 @@ func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 		return nil, r.locked(id)
 	}
 	lease := newLease(id, q.token, ttl, r)
+	l.server.win(q, lease.Index)
 	if lease.Remaining() <= 0 {
-		l.server.doubt(q)
-		l.server.abandon(q)
+		l.events.counts.returned.Add(1)
+		l.crew.Start(func() { _ = l.server.giveBack(context.WithoutCancel(ctx), lease.key()) })
 		return nil, errLate(ttl)
 	}
-	l.server.win(q, lease.Index)
 	lease.Immediate = true
 	if l.replication.replicas > 0 {
 		return l.confirm(ctx, lease, until)
@@ -536,6 +536,7 @@ func (r *release) run(ctx context.Context) error {
 	l.enterSection()
 	if r.begin(ctx, detached) {
 		l.leaveSection()
+		r.tell(detached)
 		return r.outcome
 	}
 	done := make(chan struct{}) // closed when nothing of r changes any more
@@ -543,6 +544,7 @@ func (r *release) run(ctx context.Context) error {
 		defer l.leaveSection()
 		defer close(done)
 		r.goOn(detached)
+		r.tell(detached)
 	})
 	select {
 	case <-done:
@@ -571,7 +573,6 @@ type release struct {
 	ours  bool // the caller holds the lease
 	began time.Time
 	until time.Time
-	first bool // it may have held when this began
 
 	offered bool  // to whoever is next in this process
 	offer   offer // since then
@@ -581,7 +582,10 @@ type release struct {
 	reply    reply // the last one
 	err      error // of the last attempt
 	failures failures
-	outcome  error // what the caller is to know, at the end
+
+	// At the end:
+	outcome error // what the caller is to know
+	woken   bool  // that woke somebody here
 }
 
 // begin ends the lease here, and makes the first attempt. It returns false if there is more to be done.
@@ -592,7 +596,7 @@ func (r *release) begin(ctx, detached context.Context) bool {
 	r.l.crew.Join()
 	defer r.l.crew.Leave()
 	r.until = r.state.releaseUntil()
-	r.first = r.state.end(errReleased)
+	r.state.end(errReleased)
 	if r.ours {
 		r.l.awaitKeeper(r.key)
 	}
@@ -651,22 +655,31 @@ func (r *release) await(ctx context.Context) bool {
 	return true
 }
 
-// end concludes. It tells the waiters of this process, who need not wait for the message: it may have been
+// end concludes. It wakes the waiters of this process, who need not wait for the message: it may have been
 // refused, or lost.
 func (r *release) end(ctx context.Context) {
-	r.l.subscriber.answer(r.offer, r.key.id, r.reply, r.err, r.failures.maybe)
+	r.woken = r.l.subscriber.answer(r.offer, r.key.id, r.reply, r.err, r.failures.maybe)
 	switch {
 	case r.err != nil:
 		r.outcome = r.failures.sum(ctx)
 	case !r.reply.released() && !r.state.wasReleased():
 		r.outcome = notHeld(r.reply)
 	}
+}
+
+// tell notes how it ended.
+func (r *release) tell(ctx context.Context) {
+	e := r.l.events
+	if r.woken {
+		e.woken(r.key.id, byRelease)
+	}
 	if !r.ours {
-		r.l.events.forced(r.outcome)
+		e.forced(r.outcome)
 		return
 	}
-	r.l.events.released(ctx, r.key, r.began, r.state.heldFor(r.began), r.outcome)
-	if r.first && errors.Is(r.outcome, ErrNotHeld) {
+	ended := r.state.concluded(r.outcome == nil)
+	e.released(ctx, r.key, r.began, r.state.heldFor(r.began), r.outcome, ended)
+	if errors.Is(r.outcome, ErrNotHeld) && r.err == nil && !r.state.wasEnded() {
 		r.l.lost(r.key, r.state, r.outcome)
 	}
 }

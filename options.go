@@ -139,7 +139,11 @@ func thisProcess() string {
 	if err != nil {
 		host = "?"
 	}
-	owner := fmt.Sprintf("%s on %s (pid %d)", filepath.Base(os.Args[0]), host, os.Getpid())
+	program := "?"
+	if len(os.Args) > 0 { // It may be a library of a program in another language.
+		program = filepath.Base(os.Args[0])
+	}
+	owner := fmt.Sprintf("%s on %s (pid %d)", program, host, os.Getpid())
 	if checkOwner(owner) != nil {
 		owner = fmt.Sprintf("pid %d", os.Getpid())
 	}

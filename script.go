@@ -146,7 +146,7 @@ elseif entry then
     local live = member and #its < 14 and member ~= ARGV[6]
       and redis.pcall("PUBSUB", "NUMSUB", ARGV[9] .. "grant:" .. member)
     if live and not live.err and live[2] > 0 then
-      token, ttl, owner, inbox = member .. ":" .. id, its, label, ARGV[9] .. "grant:" .. member
+      token, ttl, owner, inbox = member .. ":" .. id, its, string.sub(label, 1, 256), ARGV[9] .. "grant:" .. member
       break
     end
   end
@@ -295,6 +295,7 @@ if KEYS[3] and (next or call("LINDEX", KEYS[3], 0)) then
       popped = popped or e == entry
       local member, ttl, owner = string.match(e, "^(%S+) ([1-9]%d*) ?%d* ?(.*)")
       local inbox = ARGV[3] .. "grant:" .. (member or "")
+      owner = string.sub(owner or "", 1, 256)
       local live = member and #ttl < 14 and member ~= self and redis.pcall("PUBSUB", "NUMSUB", inbox)
       if live and not live.err and live[2] > 0 then
         if not lease(member .. ":" .. id, ttl, owner) then
@@ -376,7 +377,8 @@ if left == -2 then
   if type(write) == "table" and string.find(write.err, "READONLY") then return write end
 end
 local time = redis.call("TIME")
-local reply = {left == -2 and -1 or 0, tonumber(held[1]) or 0, math.max(left, 0), time[1] * 1000000 + time[2],
+local index = held[1] and #held[1] < 17 and string.find(held[1], "^[1-9]%d*$") and tonumber(held[1]) or 0
+local reply = {left == -2 and -1 or 0, index, math.max(left, 0), time[1] * 1000000 + time[2],
   held[3] or "", held[2] or ""}
 local queue = KEYS[2] and redis.pcall("LRANGE", KEYS[2], 0, 999) or {}
 for _, entry in ipairs(queue.err and {} or queue) do
@@ -738,6 +740,7 @@ func (s *server) confirm(ctx context.Context, l leaseKey, ttl time.Duration, wan
 	p := master.Pipeline()
 	_ = p.Process(ctx, c.Cmd)
 	_ = p.Process(ctx, wait)
+	s.events.sent(1)
 	sent := time.Now()
 	_, err = p.Exec(ctx)
 	if err != nil && c.Cmd.Err() == nil && wait.Err() == nil {
@@ -1080,8 +1083,8 @@ func (s *server) settleLocked(q *quest) {
 	q.maybe = false
 	ctx, over := context.WithoutCancel(s.life), q.over
 	s.crew.Start(func() {
-		if over == abandoned && s.discard(ctx, q.id, q.token) != nil {
-			return
+		if over == abandoned {
+			_ = s.discard(ctx, q.id, q.token)
 		}
 		// A broken connection is noticed here before what it carried has arrived, if there is a proxy in between.
 		sleep(s.life, s.life, patience)

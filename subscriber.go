@@ -239,7 +239,9 @@ func (s *subscriber) listen(ctx context.Context, e *ear) {
 		switch {
 		case denied && !n.releasesOnly:
 			refused = true // Perhaps the user has a right to the first channel alone.
-			s.events.fellBack(err.Error())
+			if redis.IsPermissionError(err) {
+				s.events.fellBack(err.Error())
+			}
 			continue
 		case !n.plain && unknownCommand(err):
 			noShards = true
@@ -440,7 +442,9 @@ func (n *subscription) hear(m *redis.Message) {
 			n.subscriber.hear(n.ear, c.bucket, g)
 		}
 	} else if id, ok := c.bucket.id(m.Payload); ok {
-		n.subscriber.wake(id, false, byMessage)
+		if n.subscriber.released(id) {
+			n.subscriber.events.woken(id, byMessage)
+		}
 	}
 }
 

@@ -128,9 +128,9 @@ var table = []counted{
 		all:         one(func(s redfour.Stats) int64 { return s.GrantsClaimed }),
 	},
 	{
-		name: "redfour.grant.returned", unit: "{grant}",
-		description: "Leases that came for nobody, or too late, and were given back.",
-		all:         one(func(s redfour.Stats) int64 { return s.GrantsReturned }),
+		name: "redfour.lease.returned", unit: "{lease}",
+		description: "Leases that came when nobody waited any more, or when their ttl was over, and were given back.",
+		all:         one(func(s redfour.Stats) int64 { return s.Returned }),
 	},
 	{
 		name: "redfour.subscription.confirmed", unit: "{subscription}",

@@ -148,7 +148,7 @@ var metricTests = map[string]struct {
 				require.False(t, s.Exists("lock:42"))
 			}
 		},
-		map[string]int64{"grant.returned": 1, "scripts": some, "round_trips": some},
+		map[string]int64{"lease.returned": 1, "scripts": some, "round_trips": some},
 	},
 	"a release": {
 		func(t *testing.T, s *scene) func() {

@@ -22,10 +22,10 @@
 //	redfour.lease.released           counter          {lease}
 //	redfour.lease.lost               counter          {lease}
 //	redfour.lease.forced             counter          {lease}
+//	redfour.lease.returned           counter          {lease}
 //	redfour.renewal.attempts         counter          {attempt}       redfour.renewal.outcome
 //	redfour.wakeups                  counter          {wakeup}        redfour.wakeup.cause
 //	redfour.grant.claimed            counter          {grant}
-//	redfour.grant.returned           counter          {grant}
 //	redfour.subscription.confirmed   counter          {subscription}
 //	redfour.subscription.lost        counter          {subscription}
 //	redfour.scripts                  counter          {script}
