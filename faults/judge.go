@@ -195,6 +195,11 @@ func (h *history) lostBetween(a, b instant) bool {
 	return slices.ContainsFunc(h.losses, func(l loss) bool { return l.from <= b && l.to >= a })
 }
 
+// splitBetween tells whether two masters may have been there between two moments.
+func (h *history) splitBetween(a, b instant) bool {
+	return slices.ContainsFunc(h.losses, func(l loss) bool { return l.revives && l.from <= b && l.to >= a })
+}
+
 // splitTime is for how long a master that was replaced may go on granting. While two do, each gives indexes by its clock, in µs, and a
 // lease that was renewed before it was returned looks as if it had been granted only then.
 const splitTime = time.Second
@@ -207,7 +212,7 @@ func (v *verdict) checkIndexes(h *history, ls []*lease) {
 			switch {
 			case before.grant.returns >= l.grant.sent(), before.index < l.index:
 			case (before.grant.npm || l.grant.npm) && h.lostBetween(before.grant.call, l.grant.returns):
-			case before.index > l.index && before.index-l.index < splitTime.Microseconds() && h.lostBetween(before.grant.call, l.grant.returns):
+			case before.index > l.index && before.index-l.index < splitTime.Microseconds() && h.splitBetween(before.grant.call, l.grant.returns):
 			default:
 				v.violate("index: %q was granted with %d after %d", l.id, l.index, before.index)
 			}

@@ -189,7 +189,10 @@ func TestJudge(t *testing.T) {
 		), func(h *history) { h.losses = []loss{{from: ms(10), to: ms(11)}} }), []string{"index"}},
 		"an index that falls for less than a second, while two masters may serve": {with(tell(
 			proved(op("b", wait, 0, 21, granted, 3), 20), op("a", try, 1, 2, granted, 2+1e6), op("b", release, 25, 26, done, 3),
-		), func(h *history) { h.losses = []loss{{from: ms(10), to: ms(11)}} }), nil},
+		), func(h *history) { h.losses = []loss{{from: ms(10), to: ms(11), revives: true}} }), nil},
+		"an index that falls for less than a second, with one master": {with(tell(
+			proved(op("b", wait, 0, 21, granted, 3), 20), op("a", try, 1, 2, granted, 2+1e6), op("b", release, 25, 26, done, 3),
+		), func(h *history) { h.losses = []loss{{from: ms(10), to: ms(11)}} }), []string{"index"}},
 		"two at a time after a loss, for both had come before": {with(tell(
 			proved(op("a", wait, 0, 501, granted, 1), 500), proved(op("b", wait, 1, 601, granted, 2), 600),
 			op("a", release, 900, 901, conflict, 1), op("b", release, 950, 951, done, 2),
