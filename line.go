@@ -488,7 +488,7 @@ func (s *subscriber) give(ln *line, y yield) (given bool, err error) {
 			}
 		}
 		s.events.counts.returned.Add(1)
-		_ = s.server.giveBack(context.WithoutCancel(s.life), y.lease.key())
+		s.server.giveBack(context.WithoutCancel(s.life), y.lease.key())
 		if s.wake(y.lease.ID, false) {
 			s.events.woken(y.lease.ID, byRelease)
 		}

@@ -321,7 +321,7 @@ func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 	l.server.win(q, lease.Index)
 	if lease.Remaining() <= 0 {
 		l.events.counts.returned.Add(1)
-		l.crew.Start(func() { _ = l.server.giveBack(context.WithoutCancel(ctx), lease.key()) })
+		l.crew.Start(func() { l.server.giveBack(context.WithoutCancel(ctx), lease.key()) })
 		return nil, errLate(ttl)
 	}
 	lease.Immediate = true
