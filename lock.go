@@ -27,7 +27,7 @@
 // effect. A caller whose context ends returns at once (from Release within 100 ms, from
 // WithLock when its function has returned), and what an attempt to acquire may still
 // bring is given back in the background. The gaps: a request that the network
-// delays until after all of that takes the lock for nobody, for one ttl. A process that is frozen when it is
+// delays for a second beyond all of that takes the lock for nobody, for one ttl. A process that is frozen when it is
 // handed the lock holds it for one ttl, too.
 //
 // # Waiting
