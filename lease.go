@@ -820,6 +820,8 @@ func (l *Lock) runKeeper(ctx context.Context, k *keeper) error {
 			}
 		case <-timer.C:
 			now := time.Now()
+			// Both may be so, that it passed and that a renewal was in time, and then select does not care.
+			_, deadline = k.state.terms(started)
 			switch {
 			case !now.Before(deadline):
 				return deadlinePassed(last)

@@ -566,13 +566,17 @@ func (h *history) busy(id string, ls []*lease) []span {
 		}
 	}
 	for _, op := range h.operations {
-		if op.id != id || op.result != unknown || op.what != try && op.what != wait {
+		if op.id != id || op.result == granted || op.what != try && op.what != wait {
 			continue
 		}
-		// What such an attempt took, or was granted by way of the queue, is given back soon, if there is somebody to do it. Who
-		// died in the queue costs one ttl if he was granted the lock before the server knew; later he is passed over.
-		if died := h.diedAt(op.process); died != never && op.returns == never {
+		// What such an attempt took, or was granted by way of the queue, is given back soon, if there is somebody to do it: a process may die
+		// just after its caller has left. Who died in the queue costs one ttl if he was granted the lock before the server knew; later he is
+		// passed over.
+		if died := h.diedAt(op.process); died != never && op.returns.add(hearTime) > died {
 			spans = append(spans, span{op.call, min(died.add(op.ttl), foundAfter(ls, died.add(deathTime)))})
+		}
+		if op.result != unknown {
+			continue
 		}
 		if op.npm {
 			spans = append(spans, span{op.call, min(op.returns, h.end).add(op.ttl)})

@@ -130,6 +130,14 @@ func TestJudge(t *testing.T) {
 			op("a", try, 0, 1, granted, 1), lost(of(op("c", wait, 2, 0, unknown, 0), 6*time.Second)), op("a", release, 10, 11, done, 1),
 			op("b", wait, 2, 6020, granted, 3), op("b", release, 6300, 6301, done, 3),
 		), func(h *history) { h.away["c"] = []span{{ms(20), never}} }), nil},
+		"a waiter behind one that died when its caller had just left": {with(tell(
+			op("a", try, 0, 1, granted, 1), of(op("c", wait, 2, 8, unknown, 0), 6*time.Second), op("a", release, 10, 11, done, 1),
+			op("b", wait, 2, 6020, granted, 3), op("b", release, 6300, 6301, done, 3),
+		), func(h *history) { h.away["c"] = []span{{ms(20), never}} }), nil},
+		"a waiter behind one that died long after its caller had left": {with(tell(
+			op("a", try, 0, 1, granted, 1), of(op("c", wait, 2, 8, unknown, 0), 6*time.Second), op("a", release, 10, 11, done, 1),
+			op("b", wait, 2, 6020, granted, 3), op("b", release, 6300, 6301, done, 3),
+		), func(h *history) { h.away["c"] = []span{{ms(800), never}} }), []string{"waiter"}},
 		"a waiter behind one that was granted the lock after its death": {with(tell(
 			op("a", try, 0, 1, granted, 1), lost(of(op("c", wait, 2, 0, unknown, 0), 6*time.Second)), op("a", release, 500, 501, done, 1),
 			op("b", wait, 2, 6520, granted, 3), op("b", release, 6800, 6801, done, 3),
