@@ -15,7 +15,7 @@ type Stats struct {
 	Waiting   int // callers of WaitAcquire and WithLock that wait now
 	KeptAlive int // leases that are kept alive now, by WithLock or KeepAlive
 
-	AtOnce    int64         // leases that nobody had to be waited for: those with Lease.Immediate
+	AtOnce    int64         // leases that did not have to be waited for: those with Lease.Immediate
 	AfterWait int64         // leases that were waited for
 	WaitTime  time.Duration // from the calls of WaitAcquire and WithLock to the leases of AfterWait, in all
 	FoundHeld int64         // calls of Acquire that found the lock held
