@@ -86,6 +86,11 @@ func (s *subscriber) wait(ctx context.Context, id string, ttl time.Duration) (*L
 	case <-ctx.Done():
 	case <-s.life.Done():
 	}
+	return s.giveUp(ctx, ln, w)
+}
+
+// giveUp ends a wait. It stands by itself, as waitUntold does.
+func (s *subscriber) giveUp(ctx context.Context, ln *line, w *waiter) (*Lease, error) {
 	left, news := s.leave(ln, w)
 	switch {
 	case !left:

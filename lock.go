@@ -434,26 +434,31 @@ func wrap(op, id string, err error) error {
 // the lock was held; or the last error of Redis if there was one.
 func (l *Lock) WaitAcquire(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
 	began := time.Now()
-	lease, err := l.waitAcquire(ctx, id, ttl)
+	lease, err := l.waitUntold(ctx, id, ttl)
 	l.events.acquired(ctx, id, began, lease, err)
 	return lease, err
 }
 
-// waitAcquire is WaitAcquire, which nobody is told of yet.
-func (l *Lock) waitAcquire(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
-	err := l.check(ctx, id, ttl)
-	if err == nil {
-		err = l.replication.checkTTL(ttl)
-	}
-	var lease *Lease
-	switch {
-	case err != nil:
-	case l.replication.replicas == 0:
+// waitUntold is WaitAcquire, which nobody is told of yet. The frames of those who wait for long are as much of their memory as the
+// rest, so what is not needed meanwhile stands in functions of its own.
+func (l *Lock) waitUntold(ctx context.Context, id string, ttl time.Duration) (lease *Lease, err error) {
+	if err = l.checkWait(ctx, id, ttl); err == nil && l.replication.replicas == 0 {
 		lease, err = l.subscriber.wait(ctx, id, ttl.Truncate(time.Millisecond))
-	default:
+	} else if err == nil {
 		lease, err = l.waitConfirmed(ctx, id, ttl.Truncate(time.Millisecond))
 	}
-	return lease, wrap("wait for", id, err)
+	if err != nil {
+		return nil, wrap("wait for", id, err)
+	}
+	return lease, nil
+}
+
+// checkWait refuses what nobody can wait for.
+func (l *Lock) checkWait(ctx context.Context, id string, ttl time.Duration) error {
+	if err := l.check(ctx, id, ttl); err != nil {
+		return err
+	}
+	return l.replication.checkTTL(ttl)
 }
 
 // waitConfirmed waits for a lease, and for replicas to have it. It stands by itself because the frames of those who wait for long are
@@ -728,7 +733,7 @@ func (l *Lock) WithLock(
 	l.enterSection()
 	defer l.leaveSection()
 	began := time.Now()
-	lease, err := l.waitAcquire(ctx, id, ttl)
+	lease, err := l.waitUntold(ctx, id, ttl)
 	if err != nil {
 		l.events.acquired(ctx, id, began, nil, err)
 		return err
