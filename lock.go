@@ -280,10 +280,7 @@ const acquireTime = 5 * time.Second
 // confirmed is an error that matches [ErrNotReplicated], or as for [Lock.Renew] if it was lost meanwhile.
 func (l *Lock) Acquire(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
 	began := time.Now()
-	err := l.check(ctx, id, ttl)
-	if err == nil {
-		err = l.replication.checkTTL(ttl)
-	}
+	err := l.checkAcquire(ctx, id, ttl)
 	var lease *Lease
 	if err == nil {
 		lease, err = l.acquire(ctx, id, ttl.Truncate(time.Millisecond))
@@ -442,7 +439,7 @@ func (l *Lock) WaitAcquire(ctx context.Context, id string, ttl time.Duration) (*
 // waitUntold is WaitAcquire, which nobody is told of yet. The frames of those who wait for long are as much of their memory as the
 // rest, so what is not needed meanwhile stands in functions of its own.
 func (l *Lock) waitUntold(ctx context.Context, id string, ttl time.Duration) (lease *Lease, err error) {
-	if err = l.checkWait(ctx, id, ttl); err == nil && l.replication.replicas == 0 {
+	if err = l.checkAcquire(ctx, id, ttl); err == nil && l.replication.replicas == 0 {
 		lease, err = l.subscriber.wait(ctx, id, ttl.Truncate(time.Millisecond))
 	} else if err == nil {
 		lease, err = l.waitConfirmed(ctx, id, ttl.Truncate(time.Millisecond))
@@ -453,8 +450,8 @@ func (l *Lock) waitUntold(ctx context.Context, id string, ttl time.Duration) (le
 	return lease, nil
 }
 
-// checkWait refuses what nobody can wait for.
-func (l *Lock) checkWait(ctx context.Context, id string, ttl time.Duration) error {
+// checkAcquire refuses what no lease can be got for.
+func (l *Lock) checkAcquire(ctx context.Context, id string, ttl time.Duration) error {
 	if err := l.check(ctx, id, ttl); err != nil {
 		return err
 	}

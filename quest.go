@@ -60,16 +60,12 @@ func (s *server) comesLate(ctx context.Context, q *quest, r reply, err error) {
 	mayHold := err == nil && (r.status == statusDone || r.status == statusAgain)
 	q.mu.Lock()
 	over := q.over
-	stray := over == won && err == nil && r.status == statusDone && r.index > q.index
-	if stray {
-		q.index = r.index // Nobody else claims it now.
-	}
 	q.maybe = q.maybe || mayHold && over == sought
 	q.mu.Unlock()
 	switch {
 	case over == abandoned && mayHold:
 		s.discard(ctx, q.id, q.token)
-	case stray:
+	case over == won && err == nil && r.status == statusDone && q.takes(r.index):
 		s.giveBack(ctx, leaseKey{q.id, r.index, q.token})
 	}
 }
