@@ -9,15 +9,11 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"os"
-	"os/signal"
 	"sync"
 	"time"
 
-	"github.com/alicebob/miniredis/v2"
-	"github.com/redis/go-redis/v9"
-
 	"github.com/redfour-go/redfour"
+	"github.com/redfour-go/redfour/examples/internal/demo"
 )
 
 const (
@@ -29,42 +25,19 @@ const (
 
 var services = []string{"billing", "search", "mail"}
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	err := run(ctx)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "tokenrefresh:", err)
-		os.Exit(1)
-	}
-}
+func main() { demo.Main("tokenrefresh", run) }
 
-func run(ctx context.Context) error {
-	options, stop, err := findRedis()
-	if err != nil {
-		return err
-	}
-	defer stop()
-	client := redis.NewClient(options)
-	defer func() { _ = client.Close() }()
-	// Not needed for the lock, which would wait for the server to come up.
-	if err := client.Ping(ctx).Err(); err != nil {
-		return err
-	}
-	// A namespace of its own keeps this run apart from everything else on the server.
-	namespace := "tokenrefresh-" + rand.Text()
-	defer cleanUp(ctx, client, namespace)
-
+func run(ctx context.Context, run *demo.Run) error {
 	tokens := &tokenStore{expires: time.Now()}
-	log := &timeline{start: time.Now()}
-	fmt.Printf("%d services of %d workers find the access token expired.\n\n", len(services), workers)
+	log := &timeline{run: run}
+	run.Say("all", "%d services of %d workers find the access token expired", len(services), workers)
 
 	var running sync.WaitGroup
 	errs := make([]error, len(services))
 	for i, name := range services {
 		running.Go(func() {
 			s := service{name: name, tokens: tokens, log: log}
-			errs[i] = s.run(ctx, options, namespace)
+			errs[i] = s.run(ctx, run)
 		})
 	}
 	running.Wait()
@@ -77,34 +50,7 @@ func run(ctx context.Context) error {
 	return summarize(log, tokens)
 }
 
-// findRedis returns how to reach Redis, and a function to call when it is no longer needed.
-func findRedis() (*redis.Options, func(), error) {
-	if url := os.Getenv("REDIS_URL"); url != "" {
-		options, err := redis.ParseURL(url)
-		if err != nil {
-			return nil, nil, errors.New("REDIS_URL is not the URL of a Redis") // The cause might show a password.
-		}
-		fmt.Printf("Redis: the server at %s, from REDIS_URL\n", options.Addr)
-		return options, func() {}, nil
-	}
-	server, err := miniredis.Run()
-	if err != nil {
-		return nil, nil, err
-	}
-	fmt.Println("Redis: miniredis, inside this process; REDIS_URL=redis://host:6379 takes a server instead")
-	return &redis.Options{Addr: server.Addr()}, server.Close, nil
-}
-
-// cleanUp removes the counter of indexes, the one key that stays behind when all locks have been released.
-func cleanUp(ctx context.Context, client *redis.Client, namespace string) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-	defer cancel()
-	if err := client.Del(ctx, namespace+"index").Err(); err != nil {
-		fmt.Fprintf(os.Stderr, "tokenrefresh: the key %sindex may be left: %v\n", namespace, err)
-	}
-}
-
-// A service stands for one process of a fleet: its client and its Lock are its own.
+// A service stands for one process of a fleet: its Lock is its own.
 type service struct {
 	name   string
 	lock   *redfour.Lock
@@ -112,10 +58,8 @@ type service struct {
 	log    *timeline
 }
 
-func (s *service) run(ctx context.Context, options *redis.Options, namespace string) (err error) {
-	client := redis.NewClient(options)
-	defer func() { err = errors.Join(err, client.Close()) }()
-	s.lock, err = redfour.New(client, redfour.WithNamespace(namespace))
+func (s *service) run(ctx context.Context, run *demo.Run) (err error) {
+	s.lock, err = redfour.Open(run.URL, redfour.WithNamespace(run.Namespace), redfour.WithOwner(s.name))
 	if err != nil {
 		return err
 	}
@@ -198,9 +142,9 @@ func (s *tokenStore) save(token string, index int64) error {
 	return nil
 }
 
-// A timeline prints what happens, and when.
+// A timeline prints what happens, and in which order the workers had the lock.
 type timeline struct {
-	start time.Time
+	run *demo.Run
 
 	mu      sync.Mutex // guards what follows
 	entered int        // how many workers had the lock
@@ -208,7 +152,7 @@ type timeline struct {
 }
 
 func (t *timeline) add(worker, what string) {
-	fmt.Printf("%4d ms  %-9s  %s\n", time.Since(t.start).Milliseconds(), worker, what)
+	t.run.Say(worker, "%s", what)
 }
 
 // enter checks that who comes later has the greater index.
