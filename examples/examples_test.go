@@ -13,6 +13,12 @@ import (
 
 // programs says how often each prints what it is about.
 var programs = map[string]map[string]int{
+	"cronjob": {
+		"makes the report":                3,
+		"made it; the lease runs out in ": 3,
+		"done elsewhere: host-":           6,
+		"3 hosts, 3 reports":              1,
+	},
 	"tokenrefresh": {
 		"refreshes it":   1,
 		"refreshed it":   1,
