@@ -19,6 +19,10 @@ var programs = map[string]map[string]int{
 		"done elsewhere: host-":           6,
 		"3 hosts, 3 reports":              1,
 	},
+	"leader": {
+		"is killed":  1,
+		"3 leaders,": 1,
+	},
 	"tokenrefresh": {
 		"refreshes it":   1,
 		"refreshed it":   1,
