@@ -19,6 +19,13 @@ var programs = map[string]map[string]int{
 		"done elsewhere: host-":           6,
 		"3 hosts, 3 reports":              1,
 	},
+	"fencedsql": {
+		"1 row changed": 1,
+		"wakes up, and writes: 0 rows changed: written under a later lease already": 1,
+		"does not exist: no such token":                                             1,
+		`releases: redfour: release "token:42": lease expired`:                      1,
+		"The late write changed nothing.":                                           1,
+	},
 	"leader": {
 		"is killed":  1,
 		"3 leaders,": 1,
