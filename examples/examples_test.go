@@ -19,6 +19,12 @@ var programs = map[string]map[string]int{
 		"done elsewhere: host-":           6,
 		"3 hosts, 3 reports":              1,
 	},
+	"fencedredis": {
+		`ended the lease of "stuck"`:                                          1,
+		"goes on, and writes: written under a later lease already":            1,
+		`is told by a renewal: redfour: keep alive "token:42": lease expired`: 1,
+		"The late write changed nothing.":                                     1,
+	},
 	"fencedsql": {
 		"1 row changed": 1,
 		"wakes up, and writes: 0 rows changed: written under a later lease already": 1,
