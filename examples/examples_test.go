@@ -32,6 +32,15 @@ var programs = map[string]map[string]int{
 		`releases: redfour: release "token:42": lease expired`:                      1,
 		"The late write changed nothing.":                                           1,
 	},
+	"handoff": {
+		"orders report 42: 202 Accepted\n":                            2,
+		"orders report 42: 409 Conflict, ordered already, from web-1": 2,
+		"orders report 43: 503":                                       1,
+		"releases what it could not hand over: the queue is full":     1,
+		"makes report:42":                                             2,
+		"made report:42, and released":                                2,
+		"2 reports, one after the other.":                             1,
+	},
 	"leader": {
 		"is killed":  1,
 		"3 leaders,": 1,
