@@ -1,0 +1,320 @@
+//go:build unix
+
+package main_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/redfour-go/redfour"
+	"github.com/redfour-go/redfour/internal/redistest"
+)
+
+// openLock returns a Lock in this process, to look with.
+func openLock(t *testing.T, s *redistest.Server) *redfour.Lock {
+	t.Helper()
+	lock, err := redfour.Open(url(s))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = lock.Close() })
+	return lock
+}
+
+// inspect returns who has the lock.
+func inspect(t *testing.T, lock *redfour.Lock, id string) redfour.Status {
+	t.Helper()
+	status, err := lock.Inspect(t.Context(), id)
+	require.NoError(t, err)
+	return status
+}
+
+func TestRealRun_holdsTheLockWhileTheCommandRuns(t *testing.T) {
+	s := redistest.Start(t)
+	lock, g := openLock(t, s), newGate(t)
+
+	c := start(t, url(s), "run", "a lock", "--", "sh", "-c", `echo "$REDFOUR_ID"; echo $REDFOUR_INDEX; echo $REDFOUR_TOKEN; read _ <`+g.path)
+	id, index, token := c.line(), c.line(), c.line()
+
+	assert.Equal(t, "a lock", id)
+	status := inspect(t, lock, "a lock")
+	assert.True(t, status.Held)
+	assert.Equal(t, strconv.FormatInt(status.Index, 10), index)
+	assert.Regexp(t, `^sh on .* \(pid `+strconv.Itoa(c.cmd.Process.Pid)+`\)$`, status.Owner)
+	assert.InDelta(t, 30, status.TTL.Seconds(), 10)
+	assert.Equal(t, s.Client(t).HGet(t.Context(), "lock:a lock", "token").Val(), token)
+	g.open()
+	assert.Equal(t, result{0, "a lock\n" + index + "\n" + token + "\n", ""}, c.wait())
+	assert.False(t, inspect(t, lock, "a lock").Held)
+}
+
+func TestRealRun_hasTheStandardFilesAndTheStatusOfTheCommand(t *testing.T) {
+	s := redistest.Start(t)
+	for _, test := range []struct {
+		script string
+		code   int
+	}{
+		{"exit 0", 0},
+		{"exit 3", 3},
+		{"exit 255", 255},
+		{"kill -9 $$", 128 + 9},
+		{"kill -TERM $$", 128 + 15},
+	} {
+		t.Run(test.script, func(t *testing.T) {
+			r := do(t, url(s), "run", "x", "--", "sh", "-c", "echo out; echo err >&2; "+test.script)
+			assert.Equal(t, result{test.code, "out\n", "err\n"}, r)
+			assert.False(t, inspect(t, openLock(t, s), "x").Held)
+		})
+	}
+	t.Run("standard input", func(t *testing.T) {
+		cmd := exec.Command(binary, "run", "--url", url(s), "x", "--", "cat")
+		cmd.Stdin = strings.NewReader("in")
+		out, err := cmd.Output()
+		require.NoError(t, err)
+		assert.Equal(t, "in", string(out))
+	})
+}
+
+func TestRealRun_contendersTakeTurns(t *testing.T) {
+	s := redistest.Start(t)
+	log := filepath.Join(t.TempDir(), "log")
+	const contenders = 12
+
+	parallel(contenders, func(int) {
+		r := do(t, url(s), "run", "x", "--", "sh", "-c", `echo "enter $REDFOUR_INDEX" >>`+log+`; echo "leave $REDFOUR_INDEX" >>`+log)
+		assert.Equal(t, result{}, r)
+	})
+
+	text, err := os.ReadFile(log)
+	require.NoError(t, err)
+	lines, last := strings.Fields(string(text)), int64(0)
+	require.Len(t, lines, 4*contenders)
+	for i := 0; i < len(lines); i += 4 {
+		index, err := strconv.ParseInt(lines[i+1], 10, 64)
+		require.NoError(t, err)
+		assert.Equal(t, []string{"enter", lines[i+1], "leave", lines[i+1]}, lines[i:i+4])
+		assert.Greater(t, index, last)
+		last = index
+	}
+}
+
+func TestRealRun_aWaiterGetsTheLockFromTheHolder(t *testing.T) {
+	s := redistest.Start(t)
+	lock, g := openLock(t, s), newGate(t)
+	first := start(t, url(s), "run", "--ttl", "1h", "x", "--", "sh", "-c", "echo runs; read _ <"+g.path)
+	first.line()
+	second := start(t, url(s), "run", "--verbose", "x", "--", "echo", "runs")
+	eventually(t, "the second waits", func() bool { return len(inspect(t, lock, "x").Waiters) == 1 })
+
+	g.open()
+
+	assert.Zero(t, first.wait().code)
+	r := second.wait()
+	assert.Equal(t, "runs\n", r.stdout)
+	assert.Regexp(t, `^redfour: waits for x, held by sh on .*, index \d+, \S+ left
+redfour: holds x with index \d+, after .*s
+redfour: the command ended with success
+redfour: released x
+$`, r.stderr)
+}
+
+func TestRealRun_doesNotRunWhatItGotNoLockFor(t *testing.T) {
+	s := redistest.Start(t)
+	g := newGate(t)
+	holder := start(t, url(s), "run", "x", "--", "sh", "-c", "echo runs; read _ <"+g.path)
+	holder.line()
+
+	t.Run("--try", func(t *testing.T) {
+		r := do(t, url(s), "run", "--try", "x", "--", "echo", "runs")
+		assert.Equal(t, 75, r.code)
+		assert.Empty(t, r.stdout)
+		assert.Regexp(t, `^redfour: acquire "x": held by sh on .* \(pid \d+\), index \d+, \S+s left\n$`, r.stderr)
+	})
+	t.Run("--wait", func(t *testing.T) {
+		began := time.Now()
+		r := do(t, url(s), "run", "--wait", "300ms", "x", "--", "echo", "runs")
+		assert.Equal(t, 75, r.code)
+		assert.Empty(t, r.stdout)
+		assert.Contains(t, r.stderr, `redfour: wait for "x": context deadline exceeded: held by sh on `)
+		assert.GreaterOrEqual(t, time.Since(began), 300*time.Millisecond)
+		assert.Less(t, time.Since(began), 10*time.Second)
+	})
+	t.Run("--json", func(t *testing.T) {
+		r := do(t, url(s), "run", "--try", "--json", "x", "--", "echo", "runs")
+		assert.Equal(t, 75, r.code)
+		assert.Regexp(t, `^\{"error":"redfour: acquire .*","exit":75,"holder":\{"index":\d+,"owner":"sh on .*","ttl":\d+\}\}\n$`, r.stderr)
+	})
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		t.Run(sig.String(), func(t *testing.T) {
+			lock := openLock(t, s)
+			c := start(t, url(s), "run", "x", "--", "echo", "runs")
+			eventually(t, "it waits", func() bool { return len(inspect(t, lock, "x").Waiters) == 1 })
+			c.signal(sig)
+			r := c.wait()
+			assert.Equal(t, result{128 + int(sig), "", `redfour: the command has not run: the signal "` + sig.String() + `" came before the lock x` + "\n"}, r)
+			assert.Empty(t, inspect(t, lock, "x").Waiters)
+		})
+	}
+	g.open()
+	assert.Zero(t, holder.wait().code)
+}
+
+func TestRealRun_aKilledHolderIsFollowedAfterItsTTL(t *testing.T) {
+	s := redistest.Start(t)
+	lock := openLock(t, s)
+	// The command holds the output: were it left behind, the call would not end.
+	first := start(t, url(s), "run", "--ttl", "1s", "x", "--", "sh", "-c", "echo $REDFOUR_INDEX; exec sleep 1000")
+	index := first.line()
+	second := start(t, url(s), "run", "x", "--", "sh", "-c", "echo $REDFOUR_INDEX")
+	eventually(t, "the second waits", func() bool { return len(inspect(t, lock, "x").Waiters) == 1 })
+
+	killed := time.Now()
+	first.signal(syscall.SIGKILL)
+
+	assert.Greater(t, second.line(), index)
+	assert.Less(t, time.Since(killed), 5*time.Second)
+	assert.Zero(t, second.wait().code)
+	if runtime.GOOS == "linux" {
+		ended := make(chan error, 1)
+		go func() {
+			_, err := first.stdout.ReadString('\n')
+			ended <- err
+		}()
+		select {
+		case err := <-ended:
+			assert.Error(t, err, "the end of the output")
+		case <-time.After(patience):
+			t.Error("the command of a redfour that was killed goes on")
+		}
+	}
+}
+
+func TestRealRun_endsTheCommandWhenTheLeaseIsLost(t *testing.T) {
+	s := redistest.Start(t)
+	lock := openLock(t, s)
+	for _, test := range []struct {
+		name, script, stdout, outcome string
+	}{
+		{"a command that ends", `trap 'echo ended; exit 0' TERM; echo runs; while :; do sleep 0.01; done`, "runs\nended\n", "success"},
+		{"one that fails then", `trap 'echo ended; exit 5' TERM; echo runs; while :; do sleep 0.01; done`, "runs\nended\n", "status 5"},
+		{"one that has no trap", `echo runs; exec sleep 1000`, "runs\n", `the signal "terminated"`},
+		{"one that ignores it", `trap '' TERM; echo runs; while :; do sleep 0.01; done`, "runs\n", `the signal "killed"`},
+		{"one whose child ignores it", `(trap '' TERM; echo runs; while :; do sleep 0.01; done) & trap 'exit 6' TERM; wait`, "runs\n", "status 6"},
+		{"a stopped one", `echo runs; kill -STOP $$`, "runs\n", `the signal "killed"`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := start(t, url(s), "run", "--ttl", "600ms", "--grace", "300ms", "x", "--", "sh", "-c", test.script)
+			c.line()
+
+			ended := time.Now()
+			require.NoError(t, lock.ForceRelease(t.Context(), "x", inspect(t, lock, "x").Index))
+
+			r := c.wait()
+			assert.Less(t, time.Since(ended), 5*time.Second)
+			assert.Equal(t, 76, r.code)
+			assert.Equal(t, test.stdout, r.stdout)
+			assert.Regexp(t, `(?m)^redfour: x was lost, index \d+, while the command ran, which ended with `+regexp.QuoteMeta(test.outcome)+`: redfour: keep alive "x": lease expired\n$`, r.stderr)
+		})
+	}
+}
+
+func TestRealRun_endsTheCommandWhenRedisHangs(t *testing.T) {
+	s := redistest.Start(t)
+	c := start(t, url(s), "run", "--ttl", "1s", "--json", "x", "--", "sh", "-c", "echo runs; exec sleep 1000")
+	c.line()
+
+	s.Pause()
+	hung := time.Now()
+	r := c.wait()
+
+	assert.Equal(t, 76, r.code)
+	assert.Less(t, time.Since(hung), 10*time.Second)
+	assert.Regexp(t, `\{"error":".*lease expired.*","event":"lost","id":"x"\}`, r.stderr)
+}
+
+// The command has ended when Redis loses the lease, and so nobody can have told it.
+func TestRealRun_tellsThatTheLeaseWasLostWithoutNotice(t *testing.T) {
+	s := redistest.Start(t)
+	lock, g := openLock(t, s), newGate(t)
+	c := start(t, url(s), "run", "--ttl", "1h", "x", "--", "sh", "-c", "echo runs; read _ <"+g.path)
+	c.line()
+	require.NoError(t, lock.ForceRelease(t.Context(), "x", inspect(t, lock, "x").Index))
+	g.open()
+	r := c.wait()
+	assert.Equal(t, 76, r.code)
+	assert.Regexp(t, `^redfour: x was lost, index \d+, while the command ran, which ended with success: redfour: release "x": .*lease expired\n$`, r.stderr)
+}
+
+func TestRealRun_passesSignalsOn(t *testing.T) {
+	s := redistest.Start(t)
+	for _, test := range []struct {
+		sig  syscall.Signal
+		name string
+	}{
+		{syscall.SIGHUP, "HUP"},
+		{syscall.SIGINT, "INT"},
+		{syscall.SIGQUIT, "QUIT"},
+		{syscall.SIGTERM, "TERM"},
+		{syscall.SIGUSR1, "USR1"},
+		{syscall.SIGUSR2, "USR2"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := start(t, url(s), "run", "x", "--", "sh", "-c", `trap 'echo got; exit 7' `+test.name+`; echo runs; while :; do sleep 0.01; done`)
+			c.line()
+			c.signal(test.sig)
+			r := c.wait()
+			assert.Equal(t, result{7, "runs\ngot\n", r.stderr}, r) // The shell may tell that its sleep was ended.
+			assert.False(t, inspect(t, openLock(t, s), "x").Held)
+		})
+	}
+	t.Run("HUP is not passed on under nohup", func(t *testing.T) {
+		g := newGate(t)
+		c := startProgram(t, url(s), "sh", "-c", `trap '' HUP; exec redfour run x -- sh -c 'echo $$; read _ <'`+g.path)
+		c.line()
+		c.signal(syscall.SIGHUP)
+		g.open()
+		assert.Zero(t, c.wait().code)
+	})
+}
+
+// Ctrl-C at a terminal reaches redfour and its command. It must not reach the command twice.
+func TestRealRun_atATerminal(t *testing.T) {
+	script, err := exec.LookPath("script")
+	if err != nil || runtime.GOOS != "linux" {
+		t.Skip("script of util-linux is not in PATH: this test did not run")
+	}
+	s := redistest.Start(t)
+	// What redfour gets in order, it passes on in order: when USR1 comes, every INT has come.
+	command := `n=0; trap "n=\$((n+1)); echo INT" INT; trap "echo got \$n; exit 9" USR1
+read line; echo "redfour $PPID has read $line"; while :; do sleep 0.01; done`
+	cmd := exec.Command(script, "-qec", "exec "+binary+` run x -- sh -c '`+command+`'`, "/dev/null")
+	cmd.Env = append(environment(url(s)), "SHELL=/bin/sh")
+	stdin, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	c := startCmd(t, cmd)
+	_, err = stdin.Write([]byte("a key\n"))
+	require.NoError(t, err)
+	var redfour int
+	for redfour == 0 {
+		_, _ = fmt.Sscanf(c.line(), "redfour %d has read a key", &redfour)
+	}
+	_, err = stdin.Write([]byte{3}) // Ctrl-C
+	require.NoError(t, err)
+	for line := ""; !strings.Contains(line, "INT"); {
+		line = c.line()
+	}
+	require.NoError(t, syscall.Kill(redfour, syscall.SIGUSR1))
+	r := c.wait()
+	assert.Equal(t, 9, r.code)
+	assert.Contains(t, r.stdout, "got 1")
+}
