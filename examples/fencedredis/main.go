@@ -87,7 +87,7 @@ func run(ctx context.Context, run *demo.Run) (err error) {
 	err = save(ctx, run.Client(), token, "old", lease.Index)
 	run.Say("stuck", "goes on, and writes: %v", err)
 	if !errors.Is(err, errStale) {
-		return fmt.Errorf("a late write was not refused: %w", err)
+		return errors.Join(errors.New("a late write was not refused"), err)
 	}
 	<-kept.Done()
 	if err := context.Cause(kept); !errors.Is(err, redfour.ErrNotHeld) {

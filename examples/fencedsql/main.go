@@ -63,17 +63,17 @@ func run(ctx context.Context, run *demo.Run) (err error) {
 	err = save(ctx, db, "42", "old", lease.Index)
 	run.Say("frozen", "wakes up, and writes: %v", err)
 	if !errors.Is(err, errStale) {
-		return fmt.Errorf("a late write was not refused: %w", err)
+		return errors.Join(errors.New("a late write was not refused"), err)
 	}
 	err = save(ctx, db, "43", "old", lease.Index)
 	run.Say("frozen", "writes a token that does not exist: %v", err)
 	if !errors.Is(err, errNoRow) {
-		return fmt.Errorf("a missing row was not noticed: %w", err)
+		return errors.Join(errors.New("a missing row was not noticed"), err)
 	}
 	err = frozen.Release(ctx, lease)
 	run.Say("frozen", "releases: %v", err)
 	if !errors.Is(err, redfour.ErrNotHeld) {
-		return fmt.Errorf("a lease that had ended was released: %w", err)
+		return errors.Join(errors.New("a lease that had ended was released"), err)
 	}
 
 	var value string

@@ -17,7 +17,7 @@ import (
 )
 
 // Main runs an example, on a Redis inside the process or on the server that the environment variable REDIS_URL names. The ctx of play
-// ends when the user interrupts the program. If play fails, the process ends with status 1.
+// ends when the user interrupts the program, or it takes much longer than it should. If play fails, the process ends with status 1.
 func Main(name string, play func(ctx context.Context, run *Run) error) {
 	Process(name, func(ctx context.Context) error {
 		run, stop, err := start(ctx, name)
@@ -25,9 +25,14 @@ func Main(name string, play func(ctx context.Context, run *Run) error) {
 			return err
 		}
 		defer stop()
+		ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("it has not ended after %v", patience))
+		defer cancel()
 		return cmp.Or(play(ctx, run), context.Cause(ctx))
 	})
 }
+
+// patience is with an example that waits for what does not happen.
+const patience = 20 * time.Second
 
 // Process is Main for a process that needs no Redis of its own, because another has told it of one.
 func Process(name string, main func(ctx context.Context) error) {
