@@ -89,12 +89,15 @@ func program(t *testing.T, name, redisURL string) *exec.Cmd {
 	return cmd
 }
 
-// check runs an example, and compares what it prints with programs.
+// check runs an example, and compares what it prints with programs. A password in the URL is "secret".
 func check(t *testing.T, name, redisURL string) {
 	t.Helper()
 	out, err := program(t, name, redisURL).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
+	}
+	if bytes.Contains(out, []byte("secret")) {
+		t.Errorf("it shows the password of the server:\n%s", out)
 	}
 	for text, want := range programs[name] {
 		if n := bytes.Count(out, []byte(text)); n != want {
