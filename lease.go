@@ -23,7 +23,8 @@ import (
 // release it) and send it. The receiver calls [Lock.Renew] first, which tells whether
 // the lease still holds and makes its Deadline known; then KeepAlive and Release. A
 // KeepAlive that the sender left running ends with [ErrExpired] or [ErrConflict] after
-// the receiver has released.
+// the receiver has released. The owner stays the sender. What is sent must come once: two who
+// receive a lease both hold it, under one index.
 type Lease struct { //nolint:recvcheck // A value must encode as well as a pointer does.
 	ID        string        // as passed to Acquire
 	Index     int64         // fencing token: greater than that of every earlier lease of this ID (see Fencing)

@@ -481,6 +481,46 @@ func TestRelease_stopsKeepAliveOfCopies(t *testing.T) {
 }
 
 // The same, when the renewal is one by hand whose caller has left.
+// What one writes without thinking: the context of KeepAlive takes the place of the one before. The release itself ends it.
+func TestRelease_withTheContextOfItsKeepAlive(t *testing.T) {
+	for name, test := range map[string]struct {
+		delay time.Duration
+		after time.Duration // the release has ended
+		want  string        // of the error
+	}{
+		"a slow answer is waited for": {400 * time.Millisecond, 400 * time.Millisecond, ""},
+		"no answer is not":            {2 * time.Second, 5 * time.Second, "outcome unknown"}, // An attempt is given up after 1 s.
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, m *mini) {
+				var way link
+				l := m.lock(t, &way)
+				lease := mustAcquire(t, l, "42", 30*time.Second)
+				ctx, stop := l.KeepAlive(t.Context(), lease)
+				defer stop()
+
+				way.afterScript(func(_ context.Context, cmd redis.Cmder) error {
+					if isRelease(cmd) {
+						pass(test.delay)
+					}
+					return nil
+				})
+				began := time.Now()
+				err := l.Release(ctx, lease)
+
+				require.ErrorIs(t, context.Cause(ctx), redfour.ErrNotHeld, "it has ended")
+				require.InDelta(t, test.after.Seconds(), time.Since(began).Seconds(), 0.2)
+				if test.want == "" {
+					require.NoError(t, err)
+					return
+				}
+				require.ErrorContains(t, err, test.want)
+				require.NotErrorIs(t, err, redfour.ErrNotHeld, "nobody said so")
+			})
+		})
+	}
+}
+
 func TestRelease_joinsARenewalByHandFirst(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		way := new(link)

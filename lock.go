@@ -521,7 +521,7 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 // not stay behind because a request has ended, so this goes on in the background
 // when ctx has ended or ends; of ctx it uses the values only. The caller then
 // waits for at most 100 ms more, and gets an error that matches ctx.Err() and
-// says that the outcome is unknown. The lock is then free, or held until its ttl
+// says that the outcome is unknown. (The end of the context that KeepAlive returned, by this release, does not count.) The lock is then free, or held until its ttl
 // ends. Releasing again is harmless, and takes "not held" for a success if an attempt before was sent in time.
 func (l *Lock) Release(ctx context.Context, lease *Lease) error {
 	if err := checkLease(lease); err != nil {
@@ -535,6 +535,8 @@ func (l *Lock) Release(ctx context.Context, lease *Lease) error {
 func (r *release) run(ctx context.Context) error {
 	l := r.l
 	detached := context.WithoutCancel(ctx)
+	left := ctx.Done() // closed when the caller has left
+	wasHere := ctx.Err() == nil
 	l.enterSection()
 	if r.begin(ctx, detached) {
 		l.leaveSection()
@@ -548,10 +550,13 @@ func (r *release) run(ctx context.Context) error {
 		r.goOn(detached)
 		r.tell(detached)
 	})
+	if wasHere && errors.Is(context.Cause(ctx), errReleased) {
+		left = nil // It is the context of a KeepAlive, which this release has ended: r.until bounds the wait.
+	}
 	select {
 	case <-done:
 		return r.outcome
-	case <-ctx.Done():
+	case <-left:
 	}
 	grace := time.NewTimer(releaseGrace)
 	defer grace.Stop()
