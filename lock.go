@@ -76,6 +76,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -240,7 +241,10 @@ func checkClient(client redis.UniversalClient) error {
 func Open(rawURL string, opts ...Option) (*Lock, error) {
 	o, err := redis.ParseURL(rawURL)
 	if err != nil {
-		if _, ok := errors.AsType[*url.Error](err); ok {
+		// A "/", "?" or "#" in a password that is not escaped makes a path, a query or a fragment of the rest, which
+		// would be quoted.
+		_, malformed := errors.AsType[*url.Error](err)
+		if _, rest, _ := strings.Cut(rawURL, "://"); malformed || strings.Contains(rest[strings.IndexAny(rest+"/", "/?#"):], "@") {
 			err = errors.New("malformed URL")
 		}
 		return nil, fmt.Errorf("redfour: open: %w", err)

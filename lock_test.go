@@ -64,6 +64,8 @@ func TestOpen_errorsKeepTheURLSecret(t *testing.T) {
 	for url, says := range map[string]string{
 		"redis://me:hunter2@host:port/": "redfour: open: malformed URL",
 		"redis://me:hunter2%zz@host/":   "redfour: open: malformed URL",
+		"redis://:1/hunter2@host":       "redfour: open: malformed URL",
+		"redis://me:1?hunter2=@host":    "redfour: open: malformed URL",
 		"http://me:hunter2@host/":       "redfour: open: redis: invalid URL scheme: http",
 		"redis://me:hunter2@host/x":     `redfour: open: redis: invalid database number: "x"`,
 		"":                              "redfour: open: redis: invalid URL scheme: ",
