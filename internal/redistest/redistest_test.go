@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"testing"
@@ -139,6 +140,26 @@ func TestStart_withoutRedisSkipsUnlessRequired(t *testing.T) {
 			go func() { // Skip and Fatal end the goroutine that calls them.
 				defer close(done)
 				redistest.Start(probe)
+			}()
+			<-done
+			require.Equal(t, want, probe.got)
+		})
+	}
+}
+
+func TestStartTLS_ofAServerWithoutTLSSkipsUnlessRequired(t *testing.T) {
+	dir := t.TempDir()
+	fake := "#!/bin/sh\necho '*** FATAL CONFIG FILE ERROR ***'; echo 'Bad directive or wrong number of arguments'; exit 1\n"
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "redis-server"), []byte(fake), 0o700))
+	t.Setenv("PATH", dir)
+	for required, want := range map[string]string{"": "skipped", "0": "skipped", "1": "failed"} {
+		t.Run("REDFOUR_REQUIRE_REDIS="+required, func(t *testing.T) {
+			t.Setenv("REDFOUR_REQUIRE_REDIS", required)
+			probe := &verdict{TB: t}
+			done := make(chan struct{})
+			go func() { // Skip and Fatal end the goroutine that calls them.
+				defer close(done)
+				redistest.StartTLS(probe, nil)
 			}()
 			<-done
 			require.Equal(t, want, probe.got)

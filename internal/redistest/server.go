@@ -3,6 +3,7 @@
 package redistest
 
 import (
+	"crypto/tls"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -24,6 +25,7 @@ type Server struct {
 	port    int
 	args    []string
 	process *process
+	tls     *tls.Config // of clients; nil without TLS
 }
 
 // Start runs redis-server on a free port of 127.0.0.1, without persistence, and returns when it accepts connections. The args are
@@ -42,6 +44,37 @@ func Start(tb testing.TB, args ...string) *Server {
 	}, "Ready to accept connections")
 	tb.Cleanup(func() { s.process.kill() })
 	return s
+}
+
+// StartTLS is Start for a server that speaks TLS, and nothing else: Port is that of TLS. The args name its certificate, its key and the
+// authorities of its clients; the config is for its own Client and Options. A redis-server that was built without TLS counts as none.
+func StartTLS(tb testing.TB, clients *tls.Config, args ...string) *Server {
+	tb.Helper()
+	binary := find(tb)
+	demandTLS(tb, binary)
+	dir := tb.TempDir()
+	s := &Server{tb: tb, binary: binary, tls: clients}
+	s.port, s.process = startOnFreePort(tb, binary, func(port int) []string {
+		s.args = slices.Concat([]string{
+			"--bind", "127.0.0.1", "--port", "0", "--tls-port", strconv.Itoa(port), "--dir", dir, "--save", "", "--appendonly", "no",
+		}, args)
+		return s.args
+	}, "Ready to accept connections")
+	tb.Cleanup(func() { s.process.kill() })
+	return s
+}
+
+// demandTLS ends the test if the binary was built without TLS. One that was not ends as well, for want of the certificate.
+func demandTLS(tb testing.TB, binary string) {
+	tb.Helper()
+	out, _ := exec.CommandContext(tb.Context(), binary, "--port", "0", "--tls-port", "1", "--tls-cert-file", tb.TempDir()).CombinedOutput()
+	if !strings.Contains(string(out), "Bad directive") {
+		return
+	}
+	if os.Getenv("REDFOUR_REQUIRE_REDIS") == "1" {
+		tb.Fatal("redistest: redis-server was built without TLS, and REDFOUR_REQUIRE_REDIS=1 demands it")
+	}
+	tb.Skip("redis-server was built without TLS: this test did not run")
 }
 
 // find returns the path of redis-server, or ends the test.
@@ -99,7 +132,9 @@ func (s *Server) Port() int { return s.port }
 func (s *Server) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)) }
 
 // Options returns new options that name this server and leave everything else as go-redis has it.
-func (s *Server) Options() *redis.Options { return &redis.Options{Addr: s.Addr()} }
+func (s *Server) Options() *redis.Options {
+	return &redis.Options{Addr: s.Addr(), TLSConfig: s.tls.Clone()}
+}
 
 // Client returns a client of this server that is closed when the test ends, for the test's own look at the server.
 func (s *Server) Client(tb testing.TB) *redis.Client {
