@@ -9,9 +9,6 @@ import (
 	"log/slog"
 	"math"
 	"net"
-	"os"
-	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -454,78 +451,6 @@ func (r *realRedis) snapshot(t *testing.T) map[string]string {
 	return all
 }
 
-// user makes an ACL user with these rules, and returns how to be that user.
-func (r *realRedis) user(t *testing.T, rules ...any) func(*redis.Options) {
-	t.Helper()
-	r.do(t, append([]any{"ACL", "SETUSER", "app", "reset", "on", ">secret"}, rules...)...)
-	return func(o *redis.Options) { o.Username, o.Password = "app", "secret" }
-}
-
-func TestReal_missingPermissionsAreErrorsAtOnce(t *testing.T) {
-	r := startReal(t)
-	all := []string{"acquire", "wait for", "renew", "release"}
-	for _, row := range []struct {
-		name  string
-		rules []any
-		ops   []string
-	}{
-		{"keys", []any{"~other:*", "&*", "+@all"}, all},
-		{"counter", []any{"~lock:*", "&*", "+@all"}, all[:2]},
-		{"scripts", []any{"~*", "&*", "+@all", "-@scripting"}, all},
-		{"PTTL", []any{"~*", "&*", "+@all", "-pttl"}, all},
-		{"HMGET", []any{"~*", "&*", "+@all", "-hmget"}, all[2:]},
-		{"TIME", []any{"~*", "&*", "+@all", "-time"}, all[:2]},
-		{"SET", []any{"~*", "&*", "+@all", "-set"}, all[:2]},
-		{"HSET", []any{"~*", "&*", "+@all", "-hset"}, all[:2]},
-		{"PEXPIRE", []any{"~*", "&*", "+@all", "-pexpire"}, all[:2]},
-		{"PEXPIRE and DEL", []any{"~*", "&*", "+@all", "-pexpire", "-del"}, all[:2]},
-	} {
-		for _, op := range row.ops {
-			t.Run(row.name+"/"+op, func(t *testing.T) {
-				err := requireFinal(t, r, op, r.user(t, row.rules...))
-				require.NotContains(t, err.Error(), "which redfour did not make")
-				require.Empty(t, r.locks(t))
-			})
-		}
-	}
-}
-
-func TestReal_wrongPasswordsAreErrorsAtOnce(t *testing.T) {
-	r := startReal(t, "--requirepass", "secret")
-	for op := range everyCall {
-		t.Run(op, func(t *testing.T) {
-			err := requireFinal(t, r, op, asAnybody)
-			require.ErrorContains(t, err, "NOAUTH")
-			err = requireFinal(t, r, op, func(o *redis.Options) { o.Password = "guess" })
-			require.ErrorContains(t, err, "WRONGPASS")
-		})
-	}
-}
-
-func TestReal_userWithoutChannelsCanDoAll(t *testing.T) {
-	r := startReal(t)
-	login := r.user(t, "~*", "+@all", "resetchannels")
-	way := new(link)
-	o := r.options(way)
-	login(o)
-	l := newLock(t, newClient(t, o, way))
-	ctx := t.Context()
-
-	lease := mustAcquire(t, l, "42", time.Minute)
-	require.NoError(t, l.Renew(ctx, lease, time.Hour))
-	looks := answered(way, isAcquire)
-	local := waitFor(ctx, l, "42", time.Minute)
-	eventually(t, func() bool { return looks.Load() == 1 }, "one look")
-	require.NoError(t, l.Release(ctx, lease))
-	require.NoError(t, l.Release(ctx, takeLease(t, local)))
-
-	// From elsewhere it hears nothing, and waits for the holder's time to run out.
-	mustAcquire(t, r.lock(t), "42", 500*time.Millisecond)
-	require.NoError(t, l.Release(ctx, takeLease(t, waitFor(ctx, l, "42", time.Minute))))
-	require.Empty(t, r.locks(t))
-	require.Equal(t, 2, way.subscriptions(), "it tries without an inbox, and does not insist")
-}
-
 // Nobody hears of such a release, so what is left to a waiter is the end of the ttl
 // that it saw last.
 func TestRealRelease_unpublishedWakesOthersAtItsDeadline(t *testing.T) {
@@ -741,55 +666,6 @@ func TestRealOpen_closesItsClientAfterTheLastSection(t *testing.T) {
 	require.ErrorIs(t, l.Release(t.Context(), &redfour.Lease{ID: "42", Index: 1}), redis.ErrClosed)
 }
 
-// An operator who is told that a key is foreign may delete it.
-func TestRealRights_aRefusalIsNotAForeignKey(t *testing.T) {
-	server := redistest.Start(t)
-	admin := server.Client(t)
-	mustAcquire(t, newLock(t, admin), "held", time.Minute)
-	for denied, id := range map[string]string{"-set": "free", "-hmget": "held"} {
-		require.NoError(t, admin.Do(t.Context(), "ACL", "SETUSER", "app", "reset", "on", ">secret", "~*", "&*", "+@all", denied).Err())
-		o := server.Options()
-		o.Username, o.Password = "app", "secret"
-		_, err := newLock(t, newClient(t, o)).WaitAcquire(t.Context(), id, time.Minute)
-		require.ErrorContains(t, err, "can't run this command")
-		require.NotContains(t, err.Error(), "which redfour did not make")
-	}
-}
-
-// The README names the rights that a user needs, for the hand-over and without. Everything works with these.
-func TestRealRights_theREADMEsAreEnough(t *testing.T) {
-	rules := readmeRights(t, "app")
-	require.Len(t, rules, 2)
-	for _, rule := range rules {
-		r := startReal(t)
-		login := r.user(t, rule...)
-		var ways [2]link
-		var locks [2]*redfour.Lock
-		for i := range locks {
-			o := r.options(&ways[i])
-			login(o)
-			locks[i] = newLock(t, newClient(t, o, &ways[i]))
-		}
-		l, other := locks[0], locks[1]
-		lease := mustAcquire(t, l, "42", time.Minute)
-		require.NoError(t, l.Renew(t.Context(), lease, time.Minute))
-		got := sleeper(t, other, &ways[1], "42")
-		status, err := l.Inspect(t.Context(), "42")
-		require.NoError(t, err)
-		require.Equal(t, lease.Index, status.Index)
-		if slices.Contains(rule, any("+lrange")) {
-			require.Len(t, status.Waiters, 1)
-		}
-		require.NoError(t, l.Release(t.Context(), lease))
-		lease = takeLease(t, got)
-		require.NoError(t, l.ForceRelease(t.Context(), "42", lease.Index))
-		require.ErrorIs(t, other.Release(t.Context(), lease), redfour.ErrExpired)
-		require.NoError(t, r.admin.Set(t.Context(), "lock:foreign", "x", 0).Err())
-		_, err = l.Acquire(t.Context(), "foreign", time.Minute)
-		require.ErrorContains(t, err, `key "lock:foreign" is a string`)
-	}
-}
-
 func TestRealLogger_saysThatAUserMayNotHearGrants(t *testing.T) {
 	r := startReal(t)
 	login := r.user(t, "~*", "+@all", "resetchannels", "&lock-release")
@@ -828,68 +704,4 @@ func (b *syncBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.String()
-}
-
-// readmeRights returns the sets of rights that the README gives a user.
-func readmeRights(t *testing.T, user string) (sets [][]any) {
-	t.Helper()
-	text, err := os.ReadFile("README.md")
-	require.NoError(t, err)
-	for _, rule := range regexp.MustCompile(`(?m)^ +ACL SETUSER `+user+` on >secret (.*)$`).FindAllSubmatch(text, -1) {
-		var words []any
-		for word := range strings.FieldsSeq(string(rule[1])) {
-			words = append(words, word)
-		}
-		sets = append(sets, words)
-	}
-	return sets
-}
-
-// A member that may subscribe, but not use the queues, hears of open releases only. It must not be counted among those
-// who are handed the lock, or there would be none.
-func TestRealRights_whoMayNotQueueIsLetInNowAndThen(t *testing.T) {
-	r := startReal(t)
-	o := r.options()
-	r.user(t, "~lock:*", "~lockindex", "&lock-*", "+@all")(o)
-	restricted := newLock(t, newClient(t, o))
-	ctx, stop := context.WithCancel(t.Context())
-	var busy sync.WaitGroup
-	for _, l := range []*redfour.Lock{r.lock(t), r.lock(t)} {
-		for range 4 {
-			busy.Go(func() {
-				for ctx.Err() == nil {
-					lease, err := l.WaitAcquire(ctx, "42", time.Minute)
-					if err == nil {
-						err = l.Release(t.Context(), lease)
-					}
-					if ctx.Err() == nil {
-						assert.NoError(t, err)
-					}
-				}
-			})
-		}
-	}
-	for range 3 {
-		require.NoError(t, restricted.Release(t.Context(), takeLease(t, waitFor(t.Context(), restricted, "42", time.Minute))))
-	}
-	stop()
-	busy.Wait()
-}
-
-// That the user may not touch one lock says nothing about the queues of the others.
-func TestRealRights_aForbiddenLockDoesNotEndTheQueues(t *testing.T) {
-	r := startReal(t)
-	way := new(link)
-	o := r.options(way)
-	r.user(t, "~lock:42", "~lockindex", "~lock-waiters:*", "&lock-*", "+@all")(o)
-	l := newLock(t, newClient(t, o, way))
-	holder := r.lock(t)
-	lease := mustAcquire(t, holder, "42", time.Minute)
-	got := sleeper(t, l, way, "42")
-	_, err := l.WaitAcquire(t.Context(), "forbidden", time.Minute)
-	require.ErrorContains(t, err, "NOPERM")
-	require.NoError(t, holder.Release(t.Context(), lease))
-	lease = takeLease(t, got)
-	require.Contains(t, lease.Token, ":", "it was granted out of the queue")
-	require.NoError(t, l.Release(t.Context(), lease))
 }
