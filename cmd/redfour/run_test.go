@@ -169,6 +169,19 @@ func TestRealRun_doesNotRunWhatItGotNoLockFor(t *testing.T) {
 	assert.Zero(t, holder.wait().code)
 }
 
+func TestRealRun_renewsTheLease(t *testing.T) {
+	s := redistest.Start(t)
+	lock, g := openLock(t, s), newGate(t)
+	const ttl = time.Second
+	began := time.Now()
+	c := start(t, url(s), "run", "--ttl", ttl.String(), "x", "--", "sh", "-c", "echo $REDFOUR_INDEX; read _ <"+g.path)
+	index := c.line()
+	eventually(t, "two ttls are over", func() bool { return time.Since(began) > 2*ttl })
+	assert.Equal(t, index, strconv.FormatInt(inspect(t, lock, "x").Index, 10))
+	g.open()
+	assert.Equal(t, result{0, index + "\n", ""}, c.wait())
+}
+
 func TestRealRun_aKilledHolderIsFollowedAfterItsTTL(t *testing.T) {
 	s := redistest.Start(t)
 	lock := openLock(t, s)
