@@ -260,3 +260,43 @@ func TestTargets_figuresThatDoNotCount(t *testing.T) {
 	require.Contains(t, table, "| uncontended, 1 goroutine | sections/s ÷ floor | floor has no figures | ≥ 0.900 | – |")
 	require.Contains(t, table, "| release to held, 2 processes | p50 ÷ rueidislock | redfour has no figures | ≤ 0.650 | – |")
 }
+
+// The figures in the README are the same as in the results.
+func TestReadme_hasTheFiguresOfTheResults(t *testing.T) {
+	rows := func(path, head string) map[string]map[string]string {
+		text, err := os.ReadFile(path)
+		require.NoError(t, err)
+		_, table, found := strings.Cut(string(text), "\n"+head)
+		require.True(t, found, head)
+		table, _, _ = strings.Cut(head+table, "\n\n")
+		lines := strings.Split(table, "\n")
+		names := cells(lines[0])
+		rows := make(map[string]map[string]string) // of the first cell, by the names of the others
+		for _, line := range lines[2:] {
+			row := cells(line)
+			rows[row[0]] = make(map[string]string)
+			for i, name := range names {
+				rows[row[0]][name] = row[i]
+			}
+		}
+		return rows
+	}
+	const head = "|  | **redfour** | rueidislock | redislock | redsync | npm redfour |"
+	results := rows("results/results.md", strings.TrimSuffix(head, "|"))
+	readme := rows("../README.md", head)
+	require.NotEmpty(t, readme)
+	for name, row := range readme {
+		for library, figure := range row {
+			require.Equal(t, results[name][library], figure, "%s, %s", name, library)
+		}
+	}
+}
+
+// cells returns those of a row of a table.
+func cells(row string) []string {
+	var all []string
+	for cell := range strings.SplitSeq(strings.Trim(row, "|"), "|") {
+		all = append(all, strings.TrimSpace(cell))
+	}
+	return all
+}
