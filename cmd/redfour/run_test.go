@@ -307,10 +307,10 @@ func TestRealRun_atATerminal(t *testing.T) {
 		t.Skip("script of util-linux is not in PATH: this test did not run")
 	}
 	s := redistest.Start(t)
-	// What redfour gets in order, it passes on in order: when USR1 comes, every INT has come.
 	command := `n=0; trap "n=\$((n+1)); echo INT" INT; trap "echo got \$n; exit 9" USR1
 read line; echo "redfour $PPID has read $line"; while :; do sleep 0.01; done`
-	cmd := exec.Command(script, "-qec", "exec "+binary+` run x -- sh -c '`+command+`'`, "/dev/null")
+	// Script would stop with its child: so that is a shell, which Ctrl-C reaches as well.
+	cmd := exec.Command(script, "-qec", "trap : INT; "+binary+` run x -- sh -c '`+command+`'; exit $?`, "/dev/null")
 	cmd.Env = append(environment(url(s)), "SHELL=/bin/sh")
 	stdin, err := cmd.StdinPipe()
 	require.NoError(t, err)
@@ -321,12 +321,16 @@ read line; echo "redfour $PPID has read $line"; while :; do sleep 0.01; done`
 	for redfour == 0 {
 		_, _ = fmt.Sscanf(c.line(), "redfour %d has read a key", &redfour)
 	}
+
+	require.NoError(t, syscall.Kill(redfour, syscall.SIGSTOP))
 	_, err = stdin.Write([]byte{3}) // Ctrl-C
 	require.NoError(t, err)
 	for line := ""; !strings.Contains(line, "INT"); {
 		line = c.line()
 	}
-	require.NoError(t, syscall.Kill(redfour, syscall.SIGUSR1))
+	require.NoError(t, syscall.Kill(redfour, syscall.SIGUSR1)) // comes after INT, and so is passed on after it
+	require.NoError(t, syscall.Kill(redfour, syscall.SIGCONT))
+
 	r := c.wait()
 	assert.Equal(t, 9, r.code)
 	assert.Contains(t, r.stdout, "got 1")
