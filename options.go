@@ -47,7 +47,8 @@ func newConfig(opts []Option) (config, error) {
 // in npm redfour. Locks exclude each other only within one namespace, and each
 // namespace counts its own indexes.
 //
-// Do not use a namespace and the same with "-waiters" appended: they share the names of keys.
+// Do not use a namespace and the same with "-waiters" appended, or with a colon and more: they share the names of keys. In
+// "orders" the id "a:42" is the lock of 42 in "orders:a".
 //
 // A namespace is non-empty valid UTF-8 of at most 512 bytes without control
 // characters; [New] and [Open] return an error for any other. In a cluster it may have a "}" only in, or after, a hash tag,
