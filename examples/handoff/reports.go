@@ -83,8 +83,8 @@ func (w *worker) work(ctx context.Context, message []byte) error {
 	kept, stop := w.lock.KeepAlive(ctx, &lease)
 	defer stop()
 	err := w.makeReport(kept)
-	// Not with kept: a release ends it first, and would then be waited for a moment only. If the error matches ErrNotHeld, another may
-	// have made the report at the same time.
+	// Not with kept, which has ended if the lease was lost. If the error matches ErrNotHeld, another may have made the report at the
+	// same time.
 	err = errors.Join(err, w.lock.Release(ctx, &lease))
 	if err == nil {
 		w.run.Say("worker-1", "made %s, and released", lease.ID)
