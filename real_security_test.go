@@ -54,12 +54,6 @@ func documentedRights(t *testing.T, user string) []any {
 	return rules
 }
 
-// readmeRights is documentedRights without the password.
-func readmeRights(t *testing.T, user string) [][]any {
-	t.Helper()
-	return [][]any{documentedRights(t, user)[3:]}
-}
-
 // without returns the rules but one.
 func without(rules []any, rule any) []any {
 	var rest []any
