@@ -25,7 +25,7 @@ import (
 
 const doctorHelp = `
 It looks at the version of the server, at what may evict a lock or lose it in a restart or a failover, at its clock and its replicas.
-Then it takes a lock that nobody uses, with the rights of this user, lets one waiter hand it to another, and sees how that came. It
+Then, with the rights of this user, it takes a lock that nobody uses, hands it from a holder to a waiter, and measures that. It
 leaves nothing behind but the counter of the namespace. It exits with 1 if there is a problem; a warning is none.
 
 Examples:
@@ -54,8 +54,9 @@ type finding struct {
 type doctor struct {
 	*tool
 
-	client   redis.UniversalClient
-	problems int
+	client    redis.UniversalClient
+	roundTrip time.Duration
+	problems  int
 }
 
 func newDoctor(t *tool, _ *flag.FlagSet) func(ctx context.Context, o operands) error {
@@ -65,9 +66,14 @@ func newDoctor(t *tool, _ *flag.FlagSet) func(ctx context.Context, o operands) e
 
 func (d *doctor) do(ctx context.Context, o operands) error {
 	if n := len(o.all()); n > 0 {
-		return usage("the doctor looks at a server, and not at %s", label(o.all()[0]))
+		return usage("the doctor takes no operands; a URL goes behind --url") // It may contain a password.
 	}
-	ctx, stop := untilInterrupt(ctx)
+	_, shut, err := d.open() // finds what is wrong with the arguments
+	if err != nil {
+		return err
+	}
+	shut()
+	ctx, stop := untilSignal(ctx)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, time.Minute) // Each part takes seconds at most.
 	defer cancel()
@@ -80,7 +86,7 @@ func (d *doctor) do(ctx context.Context, o operands) error {
 	for _, check := range []func(context.Context) ([]finding, error){d.connection, d.servers, d.locks} {
 		found, err := check(ctx)
 		if err != nil {
-			return err
+			return cmp.Or(context.Cause(ctx), err)
 		}
 		for _, f := range found {
 			d.report(f)
@@ -103,7 +109,7 @@ func (d *doctor) report(f finding) {
 	if f.Server != "" {
 		f.Found = f.Server + ": " + f.Found
 	}
-	fmt.Printf("%-7s  %-11s  %s\n", f.Result, f.Check, f.Found)
+	fmt.Printf("%-7s  %-11s  %s\n", f.Result, f.Check, printable(f.Found))
 	if f.Advice != "" {
 		fmt.Printf("%-7s  %-11s  -> %s\n", "", "", f.Advice)
 	}
@@ -121,7 +127,8 @@ func (d *doctor) connection(ctx context.Context) ([]finding, error) {
 		took = append(took, time.Since(began))
 	}
 	slices.Sort(took)
-	return []finding{{Check: "connection", Result: fine, Found: "a round trip takes " + short(took[pings/2])}}, nil
+	d.roundTrip = took[pings/2]
+	return []finding{{Check: "connection", Result: fine, Found: "a round trip takes " + short(d.roundTrip)}}, nil
 }
 
 // servers looks at the server, or at all masters of a cluster.
@@ -131,21 +138,30 @@ func (d *doctor) servers(ctx context.Context) ([]finding, error) {
 		return examine(ctx, d.client, false)
 	}
 	var mu sync.Mutex
+	var gone []finding
 	of := make(map[string][]finding) // by address
 	err := cluster.ForEachMaster(ctx, func(ctx context.Context, master *redis.Client) error {
+		addr := master.Options().Addr
 		found, err := examine(ctx, master, true)
 		mu.Lock()
 		defer mu.Unlock()
-		of[master.Options().Addr] = found
-		return err
+		if err != nil {
+			gone = append(gone, finding{"connection", problem, err.Error(), "see why; until a replica is promoted its locks are out of reach", addr})
+			return ctx.Err()
+		}
+		of[addr] = found
+		return nil
 	})
-	return common(of), err
+	return append(gone, common(of)...), err
 }
 
 // common makes one finding of those that all masters have in common.
 func common(of map[string][]finding) []finding {
 	var all []finding
 	addrs := slices.Sorted(maps.Keys(of))
+	if len(addrs) == 0 {
+		return nil
+	}
 	for i := range of[addrs[0]] {
 		first := of[addrs[0]][i]
 		if !slices.ContainsFunc(addrs, func(addr string) bool { return of[addr][i] != first }) {
@@ -189,7 +205,10 @@ func clock(ctx context.Context, client redis.UniversalClient) (finding, error) {
 	there, err := client.Time(ctx).Result()
 	after := time.Now()
 	if err != nil {
-		f.Result, f.Found, f.Advice = problem, "it does not tell the time: "+err.Error(), rightsAdvice
+		f.Result, f.Found = problem, "it does not tell the time: "+err.Error()
+		if redis.IsPermissionError(err) {
+			f.Advice = rightsAdvice
+		}
 		return f, ctx.Err()
 	}
 	ahead := there.Sub(before.Add(after.Sub(before) / 2))
@@ -296,7 +315,8 @@ func (i info) persistence(fsync string) finding {
 	case fsync == "always":
 		f.Found = "appendonly yes, appendfsync always: a restart keeps all leases"
 	case fsync == "":
-		f.Found = "appendonly yes; this user may not ask for appendfsync: if it is not \"always\", a crash loses leases of the last moment"
+		f.Result, f.Found = warning, "appendonly yes; this user may not ask for appendfsync: if it is not \"always\", a crash loses leases of the last moment"
+		f.Advice = "run the doctor as a user with +config|get"
 	default:
 		f.Result, f.Found = warning, "appendonly yes, appendfsync "+fsync+": a crash of the machine loses leases of the last moment"
 		f.Advice = "set appendfsync always, or let nothing depend on a lease that a restart may lose"
@@ -363,7 +383,7 @@ func (d *doctor) locks(ctx context.Context) ([]finding, error) {
 
 // exercise does with a lock what two processes would do that share it: one holds it, the other waits, and gets it.
 func (d *doctor) exercise(ctx context.Context) []finding {
-	const ttl = 3 * time.Second
+	ttl := 3*time.Second + 20*d.roundTrip
 	trouble := func(err error) []finding {
 		f := finding{Check: "locks", Result: problem, Found: err.Error()}
 		if redis.IsPermissionError(err) {
@@ -405,7 +425,7 @@ func (d *doctor) exercise(ctx context.Context) []finding {
 		}
 		done <- result{at, err}
 	}()
-	awaitWaiter(ctx, holder, waiter, id)
+	awaitWaiter(ctx, holder, waiter, id, time.Second+10*d.roundTrip)
 	released := time.Now()
 	if err := holder.Release(ctx, lease); err != nil {
 		return trouble(err)
@@ -422,8 +442,8 @@ func (d *doctor) exercise(ctx context.Context) []finding {
 }
 
 // awaitWaiter waits until the waiter stands in the queue, or at least hears of releases, or seems unable to either.
-func awaitWaiter(ctx context.Context, holder, waiter *redfour.Lock, id string) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+func awaitWaiter(ctx context.Context, holder, waiter *redfour.Lock, id string, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -455,7 +475,9 @@ func handOver(s redfour.Stats, took time.Duration, why string) finding {
 	if why != "" {
 		f.Found += ": " + why
 	}
-	f.Advice = rightsAdvice
+	if strings.Contains(why, "NOPERM") || strings.Contains(why, "can't") { // The latter is what scripts are told.
+		f.Advice = rightsAdvice
+	}
 	return f
 }
 

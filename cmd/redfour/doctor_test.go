@@ -238,6 +238,11 @@ func TestClusterDoctor(t *testing.T) {
 	}
 	assert.Contains(t, do(t, host, "doctor", "--cluster").stdout, one.Addr()+": maxmemory-policy allkeys-lru")
 
+	one.Kill()
+	found = examine(t, host, 1, "--cluster")
+	assert.Equal(t, "problem", found["connection"+one.Addr()].Result, found)
+	assert.Equal(t, "ok", found["version"].Result)
+
 	found = examine(t, host, 1)
 	assert.Equal(t, "problem", found["role"].Result)
 	assert.Equal(t, "say --cluster: a lock has another name in a cluster", found["role"].Advice)

@@ -19,7 +19,7 @@ queue, the next first. It exits with 1 if nobody holds it.
 Examples:
   redfour inspect backup
   redfour inspect --json backup | jq .owner
-  redfour inspect backup >/dev/null || echo nobody runs it
+  redfour inspect backup >/dev/null; [ $? -eq 1 ] && echo nobody runs it
 `
 
 const releaseHelp = `
@@ -55,9 +55,28 @@ func newState(s redfour.Status) state {
 	return j
 }
 
-// untilInterrupt returns a context that ends when somebody wants redfour to end.
-func untilInterrupt(ctx context.Context) (context.Context, context.CancelFunc) {
-	return signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+// untilSignal returns a context that ends when somebody wants redfour to end, with a *failure that says so.
+func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		select {
+		case sig := <-signals:
+			cancel(signaled(sig, "it had not ended"))
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		cancel(nil)
+	}
+}
+
+// signaled is the failure for a signal that has ended redfour.
+func signaled(sig os.Signal, what string) error {
+	number, _ := sig.(syscall.Signal)
+	return &failure{code: exitSignal + int(number), err: fmt.Errorf("%s when the signal \"%v\" came", what, sig)}
 }
 
 func newInspect(t *tool, _ *flag.FlagSet) func(ctx context.Context, o operands) error {
@@ -66,13 +85,12 @@ func newInspect(t *tool, _ *flag.FlagSet) func(ctx context.Context, o operands) 
 		if err != nil {
 			return err
 		}
-		ctx, stop := untilInterrupt(ctx)
+		ctx, stop := untilSignal(ctx)
 		defer stop()
-		lock, shut, err := t.open()
+		lock, _, err := t.open() // It has nothing to give back, and so need not be closed, which may take 5 s.
 		if err != nil {
 			return err
 		}
-		defer shut()
 		status, err := lock.Inspect(ctx, id)
 		if err != nil {
 			return err
@@ -135,13 +153,13 @@ func newRelease(t *tool, flags *flag.FlagSet) func(ctx context.Context, o operan
 		if index <= 0 { // ForceRelease would take 0 for any lease.
 			return usage("which lease? --index is missing, or not an index")
 		}
-		ctx, stop := untilInterrupt(ctx)
+		ctx, stop := untilSignal(ctx)
 		defer stop()
 		lock, shut, err := t.open()
 		if err != nil {
 			return err
 		}
-		defer shut()
+		t.atEnd = shut
 		if err := lock.ForceRelease(ctx, id, index); err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"strings"
 	"syscall"
 	"testing"
@@ -114,6 +115,29 @@ func TestRealInspect_quotesWhatCannotBePrinted(t *testing.T) {
 	assert.Contains(t, c.line(), `  "a\x1b[2J\nb"  held by "me\x1b[1A\nyou", index 5, `)
 }
 
+func TestCommands_canBeInterruptedWhileRedisHangs(t *testing.T) {
+	for _, args := range []string{"inspect x", "watch x", "release x --index 1", "doctor", "run x -- true"} {
+		t.Run(args, func(t *testing.T) {
+			t.Parallel()
+			hung, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			defer func() { _ = hung.Close() }()
+			c := start(t, "redis://"+hung.Addr().String(), strings.Fields(args)...)
+			conn, err := hung.Accept()
+			require.NoError(t, err)
+			defer func() { _ = conn.Close() }()
+			c.signal(syscall.SIGTERM)
+			r := c.wait()
+			if args == "watch x" {
+				assert.Equal(t, result{}, r)
+				return
+			}
+			assert.Equal(t, 128+15, r.code)
+			assert.Contains(t, r.stderr, `when the signal "terminated" came`)
+		})
+	}
+}
+
 func TestRealRelease_endsTheLeaseWithThatIndex(t *testing.T) {
 	s := redistest.Start(t)
 	lease := hold(t, s, "x")
@@ -149,8 +173,17 @@ func TestRealWatch_printsWhatChanges(t *testing.T) {
 	lease := hold(t, s, "y")
 	assert.Regexp(t, clock+fmt.Sprintf(`y          held by the holder, index %d, .*s left$`, lease.Index), c.line())
 
+	// Looks in which nothing is new but the time print nothing.
 	lock, err := redfour.Open(url(s), redfour.WithOwner("the waiter"))
 	require.NoError(t, err)
+	for range 3 {
+		lease, err := lock.Acquire(t.Context(), "long name", time.Hour)
+		require.NoError(t, err)
+		assert.Regexp(t, `long name  held by the waiter, .* left$`, c.line())
+		require.NoError(t, lock.Release(t.Context(), lease))
+		assert.Regexp(t, `long name  free$`, c.line())
+	}
+
 	ctx, cancel := context.WithCancel(t.Context())
 	left := make(chan error, 1)
 	go func() {
@@ -202,6 +235,8 @@ func TestRealBadInput_isASentenceAndACode(t *testing.T) {
 		text string // of stderr
 	}{
 		{"", good, 64, `no command given; "redfour help" lists them`},
+		{"redis://app:secret@host run", good, 64, `a URL goes behind --url, and that behind the command; see "redfour help"`},
+		{"doctor redis://app:secret@host", good, 64, `the doctor takes no operands; a URL goes behind --url`},
 		{"steal", good, 64, `there is no command "steal"; "redfour help" lists those there are`},
 		{"help steal", good, 64, `there is no command "steal"; "redfour help" lists those there are`},
 		{"run", good, 64, `which lock? An ID is missing; see "redfour help run"`},
@@ -246,7 +281,8 @@ func TestRealBadInput_isASentenceAndACode(t *testing.T) {
 		{"release --index 1", good, 64, `which lock? An ID is missing; see "redfour help release"`},
 		{"release x --index 1", good, 1, `force release "x": nobody holds it: lease expired`},
 		{"release x --index 1", nobody, 69, `connection refused`},
-		{"doctor x", good, 64, `the doctor looks at a server, and not at x; see "redfour help doctor"`},
+		{"doctor --namespace _", good, 64, `new: empty namespace`},
+		{"doctor x", good, 64, `the doctor takes no operands; a URL goes behind --url; see "redfour help doctor"`},
 		{"doctor", nobody, 69, `dial tcp 127.0.0.1:1: connect: connection refused`},
 		{"doctor", "redis://app:secret@" + s.Addr(), 69, `WRONGPASS `},
 	}

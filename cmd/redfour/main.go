@@ -41,19 +41,21 @@ const exitCodes = `Exit codes:
   0        done; of "run": the command's success
   1        no: nobody holds the lock (inspect), that lease does not hold it (release), something is wrong (doctor)
   64       the arguments make no sense
-  69       Redis cannot be reached, or refuses
+  69       Redis cannot be reached, or refuses, or answered too late
   75       another lease holds the lock ("run" with --try or --wait)
   76       the lease was lost while the command ran, which was ended if it still ran
   126, 127 the command cannot be run, or does not exist
-  128+n    the command, or redfour before the command ran, was ended by signal n
+  128+n    signal n ended the command, or redfour where no command ran
 Otherwise "run" exits with the status of the command.
 `
 
 const serverHelp = `
 The server is that in --url, or in the environment variable REDIS_URL, or redis://localhost:6379:
   redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE]   rediss:// for TLS; unix://[[USER]:PASSWORD@]/PATH for a socket
-  redis://HOST:26379?master_name=NAME                a master that Sentinels know; further ones by &addr=HOST:PORT, its password by &password=
-  redis://HOST:PORT with --cluster                   a Redis Cluster; further nodes by ?addr=HOST:PORT
+  redis://[[USER]:PASSWORD@]HOST:26379?master_name=NAME
+                                                     the master that Sentinels know by this name. The user and password are the
+                                                     Sentinel's; the master's are &username= and &password=; more Sentinels &addr=HOST:PORT
+  redis://[[USER]:PASSWORD@]HOST:PORT --cluster      a Redis Cluster; more nodes by ?addr=HOST:PORT
 Others on this machine can read arguments: put a password into REDIS_URL.
 
 `
@@ -112,7 +114,8 @@ func commands() []command {
 type tool struct {
 	server
 
-	json bool
+	json  bool
+	atEnd func() // unless it is nil, when everything has been said
 }
 
 func main() {
@@ -121,6 +124,9 @@ func main() {
 	t := new(tool)
 	err := t.call(context.Background(), os.Args[1:]) //nolint:forbidigo // The program's own: each command has its signals.
 	t.complain(err)
+	if t.atEnd != nil {
+		t.atEnd()
+	}
 	os.Exit(exitCode(err))
 }
 
@@ -160,6 +166,9 @@ func find(name string) (command, error) {
 		if c.name == name {
 			return c, nil
 		}
+	}
+	if strings.Contains(name, "://") {
+		return command{}, usage("a URL goes behind --url, and that behind the command; see \"redfour help\"") // It may contain a password.
 	}
 	return command{}, usage("there is no command %q; \"redfour help\" lists those there are", name)
 }
@@ -263,7 +272,7 @@ func (t *tool) describe(c command) {
 		}
 		fmt.Printf("  --%-16s  %s\n", f.Name+kind, text)
 	})
-	fmt.Print("\n", exitCodes)
+	fmt.Print(serverHelp, exitCodes)
 }
 
 // version tells which redfour this is, as far as the build knows.
@@ -292,7 +301,7 @@ func (t *tool) complain(err error) {
 
 // say tells people something that is not the result.
 func (t *tool) say(text string) {
-	fmt.Fprintln(os.Stderr, "redfour:", strings.TrimPrefix(text, "redfour: "))
+	fmt.Fprintln(os.Stderr, "redfour:", printable(strings.TrimPrefix(text, "redfour: ")))
 }
 
 func (t *tool) printJSON(w io.Writer, object any) {

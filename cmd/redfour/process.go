@@ -32,6 +32,16 @@ func start(path string, argv, env []string) (*process, error) {
 	return p, nil
 }
 
+// wasSignaled reports whether a signal has ended the process.
+func (p *process) wasSignaled() bool {
+	exit, ok := errors.AsType[*exec.ExitError](p.err)
+	if !ok {
+		return false
+	}
+	_, ok = endedBy(exit)
+	return ok
+}
+
 // failure returns what the process ended with, or nil for success.
 func (p *process) failure() error {
 	if p.err == nil {

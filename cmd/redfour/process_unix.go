@@ -9,7 +9,6 @@ import (
 	"os/signal"
 	"slices"
 	"syscall"
-	"time"
 )
 
 // passedOn returns the signals that are passed on to the command, but for those that were switched off, as nohup does.
@@ -18,14 +17,10 @@ func passedOn() []os.Signal {
 	return slices.DeleteFunc(all, signal.Ignored)
 }
 
-// prepare puts the process into a group of its own, so that what it starts can be ended with it. At a terminal it stays in
-// the group of redfour: another could not read from the keyboard.
+// prepare puts the process into a group of its own, so that what it starts can be ended with it. In the foreground of a terminal it
+// stays in the group of redfour: another could not read from the keyboard.
 func (p *process) prepare() {
-	terminal, err := os.Open("/dev/tty")
-	if err == nil {
-		_ = terminal.Close()
-	}
-	p.group = err != nil
+	p.group = !inForeground()
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: p.group}
 	dieWithParent(p.cmd.SysProcAttr)
 }
@@ -33,34 +28,35 @@ func (p *process) prepare() {
 // pass passes a signal on. What the terminal sends, the process has already.
 func (p *process) pass(sig os.Signal) {
 	if p.group || (sig != syscall.SIGINT && sig != syscall.SIGQUIT) {
-		p.send(sig.(syscall.Signal))
+		_ = p.send(sig.(syscall.Signal))
 	}
 }
 
-func (p *process) terminate() { p.send(syscall.SIGTERM) }
-func (p *process) kill()      { p.send(syscall.SIGKILL) }
+// ends reports whether a signal is one that programs end by.
+func ends(sig os.Signal) bool {
+	return sig == syscall.SIGINT || sig == syscall.SIGQUIT || sig == syscall.SIGTERM
+}
 
-// send sends a signal to the group, or to the process. A process that has ended minds none.
-func (p *process) send(sig syscall.Signal) {
+func (p *process) terminate() error { return p.send(syscall.SIGTERM) }
+func (p *process) kill() error      { return p.send(syscall.SIGKILL) }
+
+// send sends a signal to the group, or to the process. That it has ended is no error.
+func (p *process) send(sig syscall.Signal) error {
+	var err error
 	if p.group {
-		_ = syscall.Kill(-p.cmd.Process.Pid, sig)
+		err = syscall.Kill(-p.cmd.Process.Pid, sig)
 	} else {
-		_ = p.cmd.Process.Signal(sig)
+		err = p.cmd.Process.Signal(sig)
 	}
+	if errors.Is(err, syscall.ESRCH) || errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	return err
 }
 
-// endRest waits for the others of the group until the grace period is over, and then kills them. Without a graceOver they have been killed.
-func (p *process) endRest(graceOver <-chan struct{}) {
-	look := time.NewTicker(20 * time.Millisecond) // Nobody tells when they end.
-	defer look.Stop()
-	for p.group && graceOver != nil && !errors.Is(syscall.Kill(-p.cmd.Process.Pid, 0), syscall.ESRCH) {
-		select {
-		case <-look.C:
-		case <-graceOver:
-			p.kill()
-			return
-		}
-	}
+// others reports whether there are others in the group of the process, which has ended.
+func (p *process) others() bool {
+	return p.group && !errors.Is(syscall.Kill(-p.cmd.Process.Pid, 0), syscall.ESRCH)
 }
 
 // endedBy returns the signal that has ended a process, if one has.

@@ -3,6 +3,7 @@
 package main_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -50,7 +51,7 @@ func TestRealRun_holdsTheLockWhileTheCommandRuns(t *testing.T) {
 	status := inspect(t, lock, "a lock")
 	assert.True(t, status.Held)
 	assert.Equal(t, strconv.FormatInt(status.Index, 10), index)
-	assert.Regexp(t, `^sh on .* \(pid `+strconv.Itoa(c.cmd.Process.Pid)+`\)$`, status.Owner)
+	assert.Regexp(t, `^sh by redfour on .* \(pid `+strconv.Itoa(c.cmd.Process.Pid)+`\)$`, status.Owner)
 	assert.InDelta(t, 30, status.TTL.Seconds(), 10)
 	assert.Equal(t, s.Client(t).HGet(t.Context(), "lock:a lock", "token").Val(), token)
 	g.open()
@@ -121,7 +122,7 @@ func TestRealRun_aWaiterGetsTheLockFromTheHolder(t *testing.T) {
 	assert.Zero(t, first.wait().code)
 	r := second.wait()
 	assert.Equal(t, "runs\n", r.stdout)
-	assert.Regexp(t, `^redfour: waits for x, held by sh on .*, index \d+, \S+ left
+	assert.Regexp(t, `^redfour: waits for x, held by sh by redfour on .*, index \d+, \S+ left
 redfour: holds x with index \d+, after .*s
 redfour: the command ended with success
 redfour: released x
@@ -138,21 +139,21 @@ func TestRealRun_doesNotRunWhatItGotNoLockFor(t *testing.T) {
 		r := do(t, url(s), "run", "--try", "x", "--", "echo", "runs")
 		assert.Equal(t, 75, r.code)
 		assert.Empty(t, r.stdout)
-		assert.Regexp(t, `^redfour: acquire "x": held by sh on .* \(pid \d+\), index \d+, \S+s left\n$`, r.stderr)
+		assert.Regexp(t, `^redfour: acquire "x": held by sh by redfour on .* \(pid \d+\), index \d+, \S+s left\n$`, r.stderr)
 	})
 	t.Run("--wait", func(t *testing.T) {
 		began := time.Now()
 		r := do(t, url(s), "run", "--wait", "300ms", "x", "--", "echo", "runs")
 		assert.Equal(t, 75, r.code)
 		assert.Empty(t, r.stdout)
-		assert.Contains(t, r.stderr, `redfour: wait for "x": context deadline exceeded: held by sh on `)
+		assert.Contains(t, r.stderr, `redfour: wait for "x": context deadline exceeded: held by sh by redfour on `)
 		assert.GreaterOrEqual(t, time.Since(began), 300*time.Millisecond)
 		assert.Less(t, time.Since(began), 10*time.Second)
 	})
 	t.Run("--json", func(t *testing.T) {
 		r := do(t, url(s), "run", "--try", "--json", "x", "--", "echo", "runs")
 		assert.Equal(t, 75, r.code)
-		assert.Regexp(t, `^\{"error":"redfour: acquire .*","exit":75,"holder":\{"index":\d+,"owner":"sh on .*","ttl":\d+\}\}\n$`, r.stderr)
+		assert.Regexp(t, `^\{"error":"redfour: acquire .*","exit":75,"holder":\{"index":\d+,"owner":"sh by redfour on .*","ttl":\d+\}\}\n$`, r.stderr)
 	})
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
 		t.Run(sig.String(), func(t *testing.T) {
@@ -161,7 +162,7 @@ func TestRealRun_doesNotRunWhatItGotNoLockFor(t *testing.T) {
 			eventually(t, "it waits", func() bool { return len(inspect(t, lock, "x").Waiters) == 1 })
 			c.signal(sig)
 			r := c.wait()
-			assert.Equal(t, result{128 + int(sig), "", `redfour: the command has not run: the signal "` + sig.String() + `" came before the lock x` + "\n"}, r)
+			assert.Equal(t, result{128 + int(sig), "", `redfour: the command had not run, for want of x, when the signal "` + sig.String() + `" came` + "\n"}, r)
 			assert.Empty(t, inspect(t, lock, "x").Waiters)
 		})
 	}
@@ -180,6 +181,46 @@ func TestRealRun_renewsTheLease(t *testing.T) {
 	assert.Equal(t, index, strconv.FormatInt(inspect(t, lock, "x").Index, 10))
 	g.open()
 	assert.Equal(t, result{0, index + "\n", ""}, c.wait())
+}
+
+func TestRealRun_keepsTheLockAfterSuccess(t *testing.T) {
+	s := redistest.Start(t)
+	lock := openLock(t, s)
+	for _, test := range []struct {
+		command string
+		code    int
+		held    bool
+	}{{"true", 0, true}, {"false", 1, false}} {
+		began := time.Now()
+		r := do(t, url(s), "run", "--keep", "--ttl", "1h", test.command, "--", test.command)
+		assert.Equal(t, result{code: test.code}, r)
+		status := inspect(t, lock, test.command)
+		assert.Equal(t, test.held, status.Held)
+		if test.held {
+			assert.Greater(t, status.TTL, time.Hour-time.Since(began))
+			assert.Equal(t, 75, do(t, url(s), "run", "--try", test.command, "--", "echo", "runs").code)
+		}
+	}
+	t.Run("a lost one is lost", func(t *testing.T) {
+		g := newGate(t)
+		c := start(t, url(s), "run", "--keep", "--ttl", "1h", "x", "--", "sh", "-c", "echo runs; read _ <"+g.path)
+		c.line()
+		require.NoError(t, lock.ForceRelease(t.Context(), "x", inspect(t, lock, "x").Index))
+		g.open()
+		assert.Equal(t, 76, c.wait().code)
+		assert.False(t, inspect(t, lock, "x").Held)
+	})
+}
+
+// Its ttl is over when the answer comes.
+func TestRealRun_doesNotRunUnderALeaseThatCameTooLate(t *testing.T) {
+	s := redistest.Start(t)
+	require.Zero(t, do(t, url(s), "run", "x", "--", "true").code) // From now on the server knows the scripts.
+	require.NoError(t, s.Client(t).Do(t.Context(), "CLIENT", "PAUSE", 500, "WRITE").Err())
+	r := do(t, url(s), "run", "--ttl", "100ms", "x", "--", "echo", "runs")
+	assert.Equal(t, 69, r.code)
+	assert.Empty(t, r.stdout)
+	assert.Regexp(t, `^redfour: acquire "x": .*lease expired`, r.stderr)
 }
 
 func TestRealRun_aKilledHolderIsFollowedAfterItsTTL(t *testing.T) {
@@ -266,6 +307,60 @@ func TestRealRun_tellsThatTheLeaseWasLostWithoutNotice(t *testing.T) {
 	r := c.wait()
 	assert.Equal(t, 76, r.code)
 	assert.Regexp(t, `^redfour: x was lost, index \d+, while the command ran, which ended with success: redfour: release "x": .*lease expired\n$`, r.stderr)
+}
+
+// The shell ends at once, and what it has started does not.
+func TestRealRun_holdsTheLockUntilAllHaveEndedWhomASignalTold(t *testing.T) {
+	s := redistest.Start(t)
+	lock := openLock(t, s)
+	for _, test := range []struct {
+		name, child, stdout string
+		gate                bool // the child waits at it
+	}{
+		{"one that takes its time", `trap 'read _ <GATE; echo cleaned up; exit' TERM`, "runs\ncleaned up\n", true},
+		{"one that does not end", `trap '' TERM`, "runs\n", false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			g := newGate(t)
+			child := strings.ReplaceAll(test.child, "GATE", g.path)
+			c := start(t, url(s), "run", "--grace", map[bool]string{true: "1h", false: "500ms"}[test.gate], "x", "--", "sh", "-c",
+				"("+child+"; echo runs; while :; do sleep 0.01; done) & trap 'exit 5' TERM; wait")
+			c.line()
+			told := time.Now()
+			c.signal(syscall.SIGTERM)
+			if test.gate {
+				next := start(t, url(s), "run", "x", "--", "true")
+				eventually(t, "the next waits", func() bool { return len(inspect(t, lock, "x").Waiters) == 1 })
+				g.open()
+				assert.Zero(t, next.wait().code)
+			}
+			r := c.wait()
+			assert.Equal(t, 5, r.code)
+			assert.Equal(t, test.stdout, r.stdout)
+			if !test.gate {
+				assert.Greater(t, time.Since(told), 500*time.Millisecond)
+			}
+			assert.False(t, inspect(t, lock, "x").Held)
+		})
+	}
+}
+
+// Nobody reads what redfour says: it must not die of that while it holds the lock.
+func TestRealRun_nobodyNeedsToListen(t *testing.T) {
+	s := redistest.Start(t)
+	for _, flag := range []string{"--verbose", "--json"} {
+		read, write, err := os.Pipe()
+		require.NoError(t, err)
+		require.NoError(t, read.Close())
+		cmd := exec.Command(binary, "run", flag, "x", "--", "sh", "-c", "exit 3")
+		cmd.Env, cmd.Stderr = environment(url(s)), write
+		err = cmd.Run()
+		require.NoError(t, write.Close())
+		exit, ok := errors.AsType[*exec.ExitError](err)
+		require.True(t, ok, "%v", err)
+		assert.Equal(t, 3, exit.ExitCode(), "%v", exit)
+		assert.False(t, inspect(t, openLock(t, s), "x").Held)
+	}
 }
 
 func TestRealRun_passesSignalsOn(t *testing.T) {

@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"strconv"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/redis/go-redis/v9"
 
@@ -53,7 +56,7 @@ func (s *server) client() (redis.UniversalClient, error) {
 		raw = "redis://localhost:6379"
 	}
 	client, err := dial(raw, s.cluster)
-	if err != nil {
+	if err != nil { // which may quote the password
 		return nil, usage("the URL in %s is not understood", name)
 	}
 	return client, nil
@@ -69,6 +72,9 @@ func dial(raw string, cluster bool) (redis.UniversalClient, error) {
 		o, err := redis.ParseClusterURL(raw)
 		if err != nil {
 			return nil, err
+		}
+		if o.ReadTimeout == 0 {
+			o.ReadTimeout = 2 * time.Second // for which go-redis may wait for the slots from a master that hangs
 		}
 		return redis.NewClusterClient(o), nil
 	case u.Query().Has("master_name"):
@@ -110,6 +116,19 @@ func label(text string) string {
 		return text
 	}
 	return quoted
+}
+
+// printable returns a text without what could move the cursor of a terminal. A server may say anything.
+func printable(text string) string {
+	var b strings.Builder
+	for _, r := range text {
+		if unicode.IsPrint(r) || r == '\n' {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
 }
 
 // short returns a time as people read it.

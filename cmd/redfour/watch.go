@@ -15,7 +15,7 @@ import (
 
 const watchHelp = `
 It prints a line for each lock, and another whenever the holder, or those who wait, have changed, until it is interrupted. It
-looks every so often: what comes and goes in between is not seen, but in the index.
+polls, so a lease that comes and goes between two looks shows only as a gap in the index.
 
 Examples:
   redfour watch backup deploy
@@ -49,13 +49,12 @@ func (w *watch) do(ctx context.Context, o operands) error {
 	if err := checkIDs(ids); err != nil {
 		return err
 	}
-	ctx, stop := untilInterrupt(ctx)
+	ctx, stop := untilSignal(ctx)
 	defer stop()
-	lock, shut, err := w.open()
+	lock, _, err := w.open() // As in inspect, there is nothing to give back.
 	if err != nil {
 		return err
 	}
-	defer shut()
 	w.lock = lock
 	for _, id := range ids {
 		w.width = max(w.width, utf8.RuneCountInString(label(id)))
@@ -114,7 +113,7 @@ func (w *watch) print(id string, s sight) {
 	case s.err != nil && w.json:
 		w.printJSON(os.Stdout, map[string]any{"time": now.UTC().Truncate(time.Millisecond), "id": id, "error": s.err.Error()})
 	case s.err != nil:
-		w.printLine(now, id, fmt.Sprintf("not known: %v", s.err))
+		w.printLine(now, id, "not known: "+printable(s.err.Error()))
 	case w.json:
 		w.printJSON(os.Stdout, newState(s.status))
 	default:

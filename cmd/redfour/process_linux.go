@@ -1,0 +1,23 @@
+package main
+
+import (
+	"os"
+	"syscall"
+	"unsafe"
+)
+
+// dieWithParent lets the kernel kill the process when this one is killed, because then nobody renews the lease. The kernel means the thread
+// that starts the process, which main keeps.
+func dieWithParent(attributes *syscall.SysProcAttr) { attributes.Pdeathsig = syscall.SIGKILL }
+
+// inForeground reports whether this process is in the foreground of a terminal, and so reads from its keyboard and gets its Ctrl-C.
+func inForeground() bool {
+	terminal, err := os.Open("/dev/tty")
+	if err != nil {
+		return false
+	}
+	defer func() { _ = terminal.Close() }()
+	var group int32
+	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, terminal.Fd(), syscall.TIOCGPGRP, uintptr(unsafe.Pointer(&group)))
+	return errno != 0 || int(group) == syscall.Getpgrp()
+}
