@@ -104,6 +104,7 @@ func (h *host) job(ctx context.Context, lock *redfour.Lock, due time.Time) error
 	}
 	// The lease is not released: a host whose clock is behind comes when the report has long been made, and must still find the lease.
 	// So a host that dies in the job leaves it undone. If it had better be done twice than not at all, release after a failure.
+	// Nor is it renewed, and each run has a lease of its own: a job that takes longer than the period overlaps with the next.
 	h.run.Say(h.name, "makes the report, as number %d", lease.Index)
 	if err := h.reports.add(ctx, due); err != nil {
 		return err

@@ -1,5 +1,5 @@
 // Command handoff takes a lease in the handler of an HTTP request and hands it to a worker in another process, which works on under it
-// when the request has long been answered. Who asks for the same meanwhile is told who holds the lock. The handler and the worker are in
+// when the request has long been answered. Whoever asks for the same meanwhile is refused. The handler and the worker are in
 // reports.go.
 package main
 

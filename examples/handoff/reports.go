@@ -11,7 +11,8 @@ import (
 	"github.com/redfour-go/redfour/examples/internal/demo"
 )
 
-// leaseTTL is for how long a job may stand in the queue. The work may take longer, because the worker renews the lease.
+// leaseTTL is for how long a job may stand in the queue: minutes, perhaps, where nobody watches the program run. The work may take
+// longer, because the worker renews the lease.
 const leaseTTL = 900 * time.Millisecond
 
 // A handler takes orders for reports.
@@ -27,7 +28,8 @@ type handler struct {
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	lease, err := h.lock.Acquire(r.Context(), "report:"+r.PathValue("id"), leaseTTL)
 	if held, ok := errors.AsType[*redfour.LockedError](err); ok {
-		http.Error(w, "ordered already, from "+held.Owner, http.StatusConflict)
+		h.run.Say("web-1", "finds it ordered already, from %s", held.Owner) // The owner is for the operator, and not for strangers.
+		http.Error(w, "ordered already", http.StatusConflict)
 		return
 	}
 	if err != nil {

@@ -11,13 +11,18 @@ import (
 
 // A Service closes the books of a month.
 type Service struct {
-	Lock *redfour.Lock
-	Bill func(ctx context.Context, month string) error // must not happen twice at a time
+	Lock   *redfour.Lock
+	Closed func(ctx context.Context, month string) (bool, error)
+	Bill   func(ctx context.Context, month string) error // must not happen twice
 }
 
-// Close closes a month, when no other process of the fleet does so.
-func (s *Service) Close(ctx context.Context, month string) error {
+// CloseMonth closes a month, unless another process of the fleet has.
+func (s *Service) CloseMonth(ctx context.Context, month string) error {
 	return s.Lock.WithLock(ctx, "invoice:"+month, time.Minute, func(ctx context.Context, _ *redfour.Lease) error {
+		// Look now: whoever held the lock before may have done it.
+		if closed, err := s.Closed(ctx, month); closed || err != nil {
+			return err
+		}
 		return s.Bill(ctx, month)
 	})
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/redfour-go/redfour"
 )
 
-// leaderTTL is for how long nobody leads after a leader has died. It leads for as long as it likes: WithLock renews the lease.
+// leaderTTL is for how long nobody leads after a leader has died: seconds, where nobody watches the program run. It leads for as long as it likes: WithLock renews the lease.
 const leaderTTL = 900 * time.Millisecond
 
 // stand is a candidate: it leads whenever it is elected, until it is asked to resign.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
@@ -36,7 +37,7 @@ const patience = 20 * time.Second
 
 // Process is Main for a process that needs no Redis of its own, because another has told it of one.
 func Process(name string, main func(ctx context.Context) error) {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := main(ctx)
 	stop()
 	if err != nil {
