@@ -63,7 +63,7 @@
 //
 // # npm redfour
 //
-// Locks are shared with the npm packages redfour (all versions) and, outside
+// Locks are shared with the npm packages redfour (1.x and 2.x) and, outside
 // Cluster, ioredfour: each side waits for, takes, renews and releases beside the
 // other, in the same namespace. They know of no queue: while they listen, every 64th hand-over
 // is left to them. The object that they return decodes into a [Lease]. Leases
@@ -712,8 +712,8 @@ func notHeld(r reply) error {
 
 // WithLock waits for the lock of id as [Lock.WaitAcquire] does, runs fn, and
 // releases the lock when fn returns, panics or ends its goroutine. If the lock
-// was not got, or ctx has ended by then, fn does not run. To try only once, use
-// [Lock.Acquire], [Lock.KeepAlive] and [Lock.Release].
+// was not got, or ctx has ended by then, fn does not run. So ctx bounds the wait and fn. To bound the wait alone, or
+// to try only once, use [Lock.WaitAcquire] or [Lock.Acquire], then [Lock.KeepAlive] and [Lock.Release].
 //
 // The ttl is how long others wait after a holder died, and not how long fn may take. A
 // section survives an outage of Redis of about two thirds of it. Ten seconds suit most
