@@ -23,6 +23,7 @@ func (p *process) prepare() {
 	p.group = !inForeground()
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: p.group}
 	dieWithParent(p.cmd.SysProcAttr)
+	adoptOrphans()
 }
 
 // pass passes a signal on. What the terminal sends, the process has already.
@@ -56,7 +57,11 @@ func (p *process) send(sig syscall.Signal) error {
 
 // others reports whether there are others in the group of the process, which has ended.
 func (p *process) others() bool {
-	return p.group && !errors.Is(syscall.Kill(-p.cmd.Process.Pid, 0), syscall.ESRCH)
+	if !p.group {
+		return false
+	}
+	reap(p.cmd.Process.Pid)
+	return !errors.Is(syscall.Kill(-p.cmd.Process.Pid, 0), syscall.ESRCH)
 }
 
 // endedBy returns the signal that has ended a process, if one has.
