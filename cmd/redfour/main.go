@@ -18,6 +18,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"unicode/utf8"
 
 	"github.com/redis/go-redis/v9/logging"
@@ -127,7 +128,11 @@ func main() {
 	if t.atEnd != nil {
 		t.atEnd()
 	}
-	os.Exit(exitCode(err))
+	code := exitCode(err)
+	if code == exitSignal+int(syscall.SIGINT) {
+		dieOfInterrupt()
+	}
+	os.Exit(code)
 }
 
 // call runs the command that args begin with.

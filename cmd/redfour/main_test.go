@@ -158,12 +158,10 @@ func (c *call) wait() result {
 	case o := <-all:
 		require.NoError(c.t, o.err)
 		err := c.cmd.Wait()
-		if exit, ok := errors.AsType[*exec.ExitError](err); !ok {
+		if _, ok := errors.AsType[*exec.ExitError](err); !ok {
 			require.NoError(c.t, err)
-		} else if !exit.Exited() {
-			c.t.Fatalf("redfour was ended: %v\n%s", exit, &c.stderr)
 		}
-		r := result{c.cmd.ProcessState.ExitCode(), c.read.String() + string(o.text), c.stderr.String()}
+		r := result{c.code(), c.read.String() + string(o.text), c.stderr.String()}
 		for _, trace := range []string{"goroutine ", "panic", "DATA RACE"} {
 			require.NotContains(c.t, r.stderr, trace)
 		}
@@ -174,7 +172,18 @@ func (c *call) wait() result {
 	}
 }
 
-// call runs redfour until it ends.
+// code is what a shell would say. Only an interrupt may have ended redfour as a signal.
+func (c *call) code() int {
+	c.t.Helper()
+	status, ok := c.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if ok && status.Signaled() {
+		require.Equal(c.t, syscall.SIGINT, status.Signal(), "redfour was ended\n%s", &c.stderr)
+		return 128 + int(status.Signal())
+	}
+	return c.cmd.ProcessState.ExitCode()
+}
+
+// do runs redfour until it ends.
 func do(t *testing.T, url string, args ...string) result {
 	t.Helper()
 	return start(t, url, args...).wait()

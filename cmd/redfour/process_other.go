@@ -22,3 +22,5 @@ func (p *process) kill() error      { return p.cmd.Process.Kill() }
 func (p *process) others() bool     { return false }
 
 func endedBy(*exec.ExitError) (syscall.Signal, bool) { return 0, false }
+
+func dieOfInterrupt() {}

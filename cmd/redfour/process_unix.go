@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"slices"
 	"syscall"
+	"time"
 )
 
 // passedOn returns the signals that are passed on to the command, but for those that were switched off, as nohup does.
@@ -68,4 +69,15 @@ func (p *process) others() bool {
 func endedBy(exit *exec.ExitError) (syscall.Signal, bool) {
 	status, ok := exit.Sys().(syscall.WaitStatus)
 	return status.Signal(), ok && status.Signaled()
+}
+
+// dieOfInterrupt ends redfour as an interrupt does, because a shell goes on with its loop after a command that has only
+// exited, whatever its status.
+func dieOfInterrupt() {
+	if signal.Ignored(syscall.SIGINT) {
+		return
+	}
+	signal.Reset(syscall.SIGINT)
+	_ = syscall.Kill(os.Getpid(), syscall.SIGINT)
+	<-time.After(time.Second) // It is on its way.
 }

@@ -385,6 +385,13 @@ func TestRealRun_passesSignalsOn(t *testing.T) {
 			assert.False(t, inspect(t, openLock(t, s), "x").Held)
 		})
 	}
+	t.Run("INT, so that a shell ends its loop", func(t *testing.T) {
+		c := startProgram(t, url(s), "bash", "-c", `for i in 1 2; do redfour run x -- sh -c 'echo runs; exec sleep 1'; done; echo went on`)
+		c.line()
+		require.NoError(t, syscall.Kill(-c.cmd.Process.Pid, syscall.SIGINT)) // as a terminal sends it: to the shell, too
+		r := c.wait()
+		assert.Equal(t, result{130, "runs\n", r.stderr}, r)
+	})
 	t.Run("but for HUP under nohup", func(t *testing.T) {
 		c := startProgram(t, url(s), "sh", "-c", `trap '' HUP; exec redfour run x -- sh -c 'trap "exit 7" USR1; echo runs; while :; do sleep 0.01; done'`)
 		c.line()
