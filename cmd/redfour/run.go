@@ -63,7 +63,7 @@ func newRun(t *tool, flags *flag.FlagSet) func(ctx context.Context, o operands) 
 	flags.Var((*span)(&r.ttl), "ttl", "the `time` for which the lock outlives a redfour that cannot renew it, by default 30s")
 	flags.Var((*span)(&r.wait), "wait", "the longest `time` to wait for the lock, by default as long as it takes")
 	flags.BoolVar(&r.try, "try", false, "do not wait for the lock")
-	flags.Var((*span)(&r.grace), "grace", "the `time` that the command has to end after the lease was lost, by default 5s")
+	flags.Var((*span)(&r.grace), "grace", "the `time` that the command has to end once it was told to, by default 5s")
 	flags.BoolVar(&r.keep, "keep", false, "keep the lock for another ttl after the command has succeeded")
 	flags.BoolVar(&r.verbose, "verbose", false, "tell when it waits, gets and releases the lock")
 	return r.do
@@ -105,7 +105,6 @@ func (r *run) do(ctx context.Context, o operands) error {
 	r.signals = make(chan os.Signal, 16) // More at a time than anybody sends.
 	signal.Notify(r.signals, passedOn()...)
 	defer signal.Stop(r.signals)
-
 	ignoreBrokenPipe()
 
 	began := time.Now()
@@ -204,7 +203,7 @@ func (r *run) supervise(kept context.Context, path string, lease *redfour.Lease)
 	case sig := <-r.signals:
 		return signaled(sig, "the command had not run")
 	case <-kept.Done():
-		return &failure{code: exitLost, err: errors.New("nothing: it had not been started")}
+		return errNotStarted
 	default:
 	}
 	p, err := start(path, r.argv, append(os.Environ(),
@@ -223,20 +222,28 @@ func (r *run) supervise(kept context.Context, path string, lease *redfour.Lease)
 		case <-lost:
 			lost, ending = nil, true
 			err := p.terminate()
-			grace, cancel := context.WithTimeout(context.WithoutCancel(kept), r.grace)
-			defer cancel()
-			graceOver = grace.Done()
+			graceOver = after(r.grace)
 			go r.tellLoss(context.Cause(kept), err) // ends with redfour at the latest
 		case <-graceOver:
 			_ = p.kill() // If it may not, that was told when it could not terminate it.
 			graceOver = nil
 		case <-p.exited:
-			if ending || p.wasSignaled() {
-				r.endOthers(p)
+			if lost != nil && (ending || p.wasSignaled()) {
+				graceOver = after(r.grace)
+			}
+			if graceOver != nil {
+				r.endOthers(p, graceOver)
 			}
 			return p.failure()
 		}
 	}
+}
+
+// after returns a channel that is closed when so much time has passed.
+func after(d time.Duration) <-chan struct{} {
+	over := make(chan struct{})
+	time.AfterFunc(d, func() { close(over) })
+	return over
 }
 
 // tellLoss tells that the lease was lost, and whether the command could be told.
@@ -252,10 +259,9 @@ func (r *run) tellLoss(why, failed error) {
 	}
 }
 
-// endOthers gives the others in the command's group as long as the command had, and then kills them: they may still be at what the lock
-// is for. The lease is kept alive meanwhile, if it was not lost.
-func (r *run) endOthers(p *process) {
-	over := time.After(r.grace)
+// endOthers waits for the others in the command's group until the grace period is over, and then kills them: they may still be at
+// what the lock is for. The lease is kept alive meanwhile, if it was not lost.
+func (r *run) endOthers(p *process, graceOver <-chan struct{}) {
 	look := time.NewTicker(20 * time.Millisecond) // Nobody tells when they end.
 	defer look.Stop()
 	for p.others() {
@@ -263,7 +269,7 @@ func (r *run) endOthers(p *process) {
 		case <-look.C:
 		case sig := <-r.signals:
 			p.pass(sig)
-		case <-over:
+		case <-graceOver:
 			_ = p.kill()
 			return
 		}
@@ -280,11 +286,13 @@ func (r *run) settle(ran, lost, released error, left time.Duration, lease *redfo
 	case lost == nil && errors.Is(released, redfour.ErrNotHeld):
 		lost = released
 		fallthrough
-	case lost != nil:
+	case lost != nil && ran != errNotStarted: //nolint:errorlint // It is that very one.
 		return &failure{
 			code: exitLost,
 			err:  fmt.Errorf("%s was lost, index %d, while the command ran, which ended with %s: %w", label(r.id), lease.Index, outcome(ran), lost),
 		}
+	case lost != nil:
+		return &failure{code: exitLost, err: fmt.Errorf("%s was lost, index %d, before the command was started: %w", label(r.id), lease.Index, lost)}
 	case released != nil && r.json:
 		r.printJSON(os.Stderr, map[string]any{"event": "not released", "id": r.id, "index": lease.Index, "error": released.Error()})
 	case released != nil:
@@ -296,6 +304,9 @@ func (r *run) settle(ran, lost, released error, left time.Duration, lease *redfo
 	}
 	return ran
 }
+
+// errNotStarted says that the lease was over before the command was started.
+var errNotStarted error = &failure{code: exitLost, err: errors.New("not started")}
 
 // outcome tells how the command ended.
 func outcome(err error) string {

@@ -5,6 +5,7 @@ package main_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -361,6 +362,41 @@ func TestRealRun_nobodyNeedsToListen(t *testing.T) {
 		assert.Equal(t, 3, exit.ExitCode(), "%v", exit)
 		assert.False(t, inspect(t, openLock(t, s), "x").Held)
 	}
+}
+
+// What redfour says before it starts the command has to wait for its reader, and meanwhile the lease is lost.
+func TestRealRun_startsNothingWhenTheLeaseIsOver(t *testing.T) {
+	s := redistest.Start(t)
+	lock := openLock(t, s)
+	read, write, err := os.Pipe()
+	require.NoError(t, err)
+	defer func() { _ = read.Close() }()
+	require.NoError(t, write.SetWriteDeadline(time.Now().Add(100*time.Millisecond)))
+	full, err := write.Write(make([]byte, 1<<20))
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+
+	cmd := exec.Command(binary, "run", "--verbose", "--ttl", "600ms", "x", "--", "echo", "runs")
+	cmd.Env, cmd.Stderr = environment(url(s)), write
+	stdout := new(strings.Builder)
+	cmd.Stdout = stdout
+	require.NoError(t, cmd.Start())
+	require.NoError(t, write.Close())
+	eventually(t, "it holds", func() bool { return inspect(t, lock, "x").Held })
+	lost := inspect(t, lock, "x")
+	require.NoError(t, lock.ForceRelease(t.Context(), "x", lost.Index))
+	next, err := lock.Acquire(t.Context(), "x", time.Hour)
+	require.NoError(t, err)
+	eventually(t, "it has looked", func() bool { return time.Since(lost.Since) > time.Second }) // A renewal is due every 0.2 s.
+
+	_, err = io.CopyN(io.Discard, read, int64(full))
+	require.NoError(t, err)
+	said, err := io.ReadAll(read)
+	require.NoError(t, err)
+	_ = cmd.Wait()
+	assert.Equal(t, 76, cmd.ProcessState.ExitCode())
+	assert.Empty(t, stdout.String())
+	assert.Regexp(t, `\nredfour: x was lost, index \d+, before the command was started: `, string(said))
+	assert.Equal(t, next.Index, inspect(t, lock, "x").Index)
 }
 
 func TestRealRun_passesSignalsOn(t *testing.T) {
