@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
@@ -32,6 +33,13 @@ const patience = 30 * time.Second
 var binary string
 
 func TestMain(m *testing.M) {
+	// What is ignored here, as under nohup or in the background of a script, redfour and its commands would inherit. What is
+	// caught they do not.
+	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT} {
+		if signal.Ignored(sig) {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
+	}
 	dir, err := os.MkdirTemp("", "redfour")
 	if err == nil {
 		binary = filepath.Join(dir, "redfour")
