@@ -286,7 +286,7 @@ func (r *run) settle(ran, lost, released error, left time.Duration, lease *redfo
 	case lost == nil && errors.Is(released, redfour.ErrNotHeld):
 		lost = released
 		fallthrough
-	case lost != nil && ran != errNotStarted: //nolint:errorlint // It is that very one.
+	case lost != nil && !errors.Is(ran, errNotStarted):
 		return &failure{
 			code: exitLost,
 			err:  fmt.Errorf("%s was lost, index %d, while the command ran, which ended with %s: %w", label(r.id), lease.Index, outcome(ran), lost),

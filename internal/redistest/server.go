@@ -33,17 +33,7 @@ type Server struct {
 // test ends.
 func Start(tb testing.TB, args ...string) *Server {
 	tb.Helper()
-	binary := find(tb)
-	// TempDir comes before Cleanup: what is registered last runs first, and the server must be gone before its directory is.
-	dir := tb.TempDir()
-	args = slices.Concat([]string{"--dir", dir, "--save", "", "--appendonly", "no"}, args)
-	s := &Server{tb: tb, binary: binary}
-	s.port, s.process = startOnFreePort(tb, binary, func(port int) []string {
-		s.args = slices.Concat([]string{"--bind", "127.0.0.1", "--port", strconv.Itoa(port)}, args)
-		return s.args
-	}, "Ready to accept connections")
-	tb.Cleanup(func() { s.process.kill() })
-	return s
+	return start(tb, find(tb), nil, []string{"--port"}, args)
 }
 
 // StartTLS is Start for a server that speaks TLS, and nothing else: Port is that of TLS. The args name its certificate, its key and the
@@ -52,12 +42,18 @@ func StartTLS(tb testing.TB, clients *tls.Config, args ...string) *Server {
 	tb.Helper()
 	binary := find(tb)
 	demandTLS(tb, binary)
+	return start(tb, binary, clients, []string{"--port", "0", "--tls-port"}, args)
+}
+
+// start starts the binary. The last of the listen args lacks its value, the port.
+func start(tb testing.TB, binary string, clients *tls.Config, listen, args []string) *Server {
+	tb.Helper()
+	// TempDir comes before Cleanup: what is registered last runs first, and the server must be gone before its directory is.
 	dir := tb.TempDir()
 	s := &Server{tb: tb, binary: binary, tls: clients}
 	s.port, s.process = startOnFreePort(tb, binary, func(port int) []string {
-		s.args = slices.Concat([]string{
-			"--bind", "127.0.0.1", "--port", "0", "--tls-port", strconv.Itoa(port), "--dir", dir, "--save", "", "--appendonly", "no",
-		}, args)
+		s.args = slices.Concat([]string{"--bind", "127.0.0.1"}, listen, []string{strconv.Itoa(port)},
+			[]string{"--dir", dir, "--save", "", "--appendonly", "no"}, args)
 		return s.args
 	}, "Ready to accept connections")
 	tb.Cleanup(func() { s.process.kill() })
