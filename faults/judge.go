@@ -206,11 +206,17 @@ const splitTime = time.Second
 
 // checkIndexes demands that every lease of ours has a greater index than all that
 // were there before it was asked for. Those of npm need the counter for that.
+//
+// A lease may be on its way to a process, be ended by force, and be followed by others, before somebody asks who is then given it.
 func (v *verdict) checkIndexes(h *history, ls []*lease) {
 	for i, l := range ls {
+		asked := l.grant.sent()
+		if l.forced < l.grant.returns {
+			asked = l.grant.began
+		}
 		for _, before := range ls[:i] {
 			switch {
-			case before.grant.returns >= l.grant.sent(), before.index < l.index:
+			case before.grant.returns >= asked, before.index < l.index:
 			case (before.grant.npm || l.grant.npm) && h.lostBetween(before.grant.call, l.grant.returns):
 			case before.index > l.index && before.index-l.index < splitTime.Microseconds() && h.splitBetween(before.grant.call, l.grant.returns):
 			default:

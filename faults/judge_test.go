@@ -365,6 +365,17 @@ func TestJudge_force(t *testing.T) {
 			h.holds = []heard{kept(2, 1000, 1, true, false), kept(2002, 3000, 2, true, false), kept(4002, 5000, 3, true, false)}
 			h.steady = true
 		}), nil},
+		"a lease on its way to a process, where somebody asks only now": {tell(
+			op("c", force, 3, 4, done, 1), op("d", try, 5, 6, granted, 2), op("d", release, 7, 8, done, 2),
+			proved(op("b", wait, 10, 20, granted, 1), 2),
+		), nil},
+		"no lease on its way to a process, where somebody asks only now": {tell(
+			op("d", try, 5, 6, granted, 2), op("d", release, 7, 8, done, 2), proved(op("b", wait, 10, 20, granted, 1), 2),
+		), []string{"index", "order"}},
+		"a lease on its way that was asked for only then": {tell(
+			op("d", try, 5, 6, granted, 2), op("d", release, 7, 8, done, 2),
+			proved(op("b", wait, 10, 20, granted, 1), 9), op("c", force, 12, 13, done, 1),
+		), []string{"index", "order"}},
 		"a lease, as long as two calls take": {tell(
 			of(op("a", try, 0, 1, granted, 1), time.Minute), op("c", force, 2, 9000, done, 1),
 		), nil},
