@@ -82,7 +82,7 @@ func (r reply) inspected(id string) Status {
 //
 // The holder is not asked, and may still be at work, also if it is in this process: its next renewal or release reports [ErrConflict]
 // or [ErrExpired], and a context that is kept alive ends with it, after a third of the ttl, or at its deadline if it cannot reach Redis. Until then both may be in
-// their sections, unless what they change refuses the older index. A lease of npm can be ended as well.
+// their sections, unless what they change refuses the older index. So may a waiter to whom the lease was on its way. A lease of npm can be ended as well.
 //
 // If nobody holds the lock, the error matches [ErrExpired]; if another lease does, or the one that holds has an index other than the
 // given one, [ErrConflict]. With index 0 a lease that has ended meanwhile is a success, and never are two ended. Otherwise the errors are
