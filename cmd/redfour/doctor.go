@@ -65,24 +65,24 @@ func newDoctor(t *tool, _ *flag.FlagSet) func(ctx context.Context, o operands) e
 }
 
 func (d *doctor) do(ctx context.Context, o operands) error {
-	if n := len(o.all()); n > 0 {
+	if len(o.all()) > 0 {
 		return usage("the doctor takes no operands; a URL goes behind --url") // It may contain a password.
 	}
-	_, shut, err := d.open() // finds what is wrong with the arguments
-	if err != nil {
-		return err
-	}
-	shut()
-	ctx, stop := untilSignal(ctx)
-	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, time.Minute) // Each part takes seconds at most.
-	defer cancel()
 	client, err := d.server.client()
 	if err != nil {
 		return err
 	}
 	defer func() { _ = client.Close() }()
 	d.client = client
+	lock, err := d.lock(client) // finds what is wrong with the arguments
+	if err != nil {
+		return err
+	}
+	_ = lock.Close()
+	ctx, stop := untilSignal(ctx)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, time.Minute) // Each part takes seconds at most.
+	defer cancel()
 	for _, check := range []func(context.Context) ([]finding, error){d.connection, d.servers, d.locks} {
 		found, err := check(ctx)
 		if err != nil {
@@ -392,13 +392,12 @@ func (d *doctor) exercise(ctx context.Context) []finding {
 		return []finding{f}
 	}
 	var log bytes.Buffer
-	options := []redfour.Option{redfour.WithNamespace(d.namespace), redfour.WithLogger(slog.New(slog.NewJSONHandler(&log, nil)))}
-	holder, err := redfour.New(d.client, options[:1]...)
+	holder, err := d.lock(d.client)
 	if err != nil {
 		return trouble(err)
 	}
 	defer func() { _ = holder.Close() }()
-	waiter, err := redfour.New(d.client, options...)
+	waiter, err := d.lock(d.client, redfour.WithLogger(slog.New(slog.NewJSONHandler(&log, nil))))
 	if err != nil {
 		return trouble(err)
 	}

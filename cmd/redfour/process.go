@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"syscall"
 )
 
 // A process is the command that is run.
@@ -32,26 +33,25 @@ func start(path string, argv, env []string) (*process, error) {
 	return p, nil
 }
 
-// wasSignaled reports whether a signal has ended the process.
-func (p *process) wasSignaled() bool {
+// signal returns the signal that has ended the process, if one has.
+func (p *process) signal() (syscall.Signal, bool) {
 	exit, ok := errors.AsType[*exec.ExitError](p.err)
 	if !ok {
-		return false
+		return 0, false
 	}
-	_, ok = endedBy(exit)
-	return ok
+	return endedBy(exit)
 }
 
 // failure returns what the process ended with, or nil for success.
 func (p *process) failure() error {
-	if p.err == nil {
-		return nil
-	}
 	exit, ok := errors.AsType[*exec.ExitError](p.err)
-	if !ok {
+	sig, signaled := p.signal()
+	switch {
+	case p.err == nil:
+		return nil
+	case !ok:
 		return &failure{code: exitNotRunnable, err: p.err}
-	}
-	if sig, ok := endedBy(exit); ok {
+	case signaled:
 		return &failure{code: exitSignal + int(sig), err: fmt.Errorf("the signal \"%v\"", sig), silent: true}
 	}
 	return &failure{code: exit.ExitCode(), err: fmt.Errorf("status %d", exit.ExitCode()), silent: true}

@@ -185,13 +185,19 @@ func (r *run) take(ctx context.Context, lock *redfour.Lock) (*redfour.Lease, err
 
 // tell tells what happens, if anybody wants to know.
 func (r *run) tell(event string, fields map[string]any, format string, a ...any) {
-	switch {
-	case r.json:
-		fields["event"], fields["id"] = event, r.id
-		r.printJSON(os.Stderr, fields)
-	case r.verbose:
-		r.say(fmt.Sprintf(format, a...))
+	if r.json || r.verbose {
+		r.warn(event, fields, fmt.Sprintf(format, a...))
 	}
+}
+
+// warn tells what happens, in any case.
+func (r *run) warn(event string, fields map[string]any, text string) {
+	if !r.json {
+		r.say(text)
+		return
+	}
+	fields["event"], fields["id"] = event, r.id
+	r.printJSON(os.Stderr, fields)
 }
 
 // supervise runs the command until it has ended, and ends it when kept does. It returns a *failure that has the status of the command,
@@ -228,7 +234,7 @@ func (r *run) supervise(kept context.Context, path string, lease *redfour.Lease)
 			_ = p.kill() // If it may not, that was told when it could not terminate it.
 			graceOver = nil
 		case <-p.exited:
-			if lost != nil && (ending || p.wasSignaled()) {
+			if _, signaled := p.signal(); lost != nil && (ending || signaled) {
 				graceOver = after(r.grace)
 			}
 			if graceOver != nil {
@@ -252,11 +258,7 @@ func (r *run) tellLoss(why, failed error) {
 	if failed != nil {
 		text = fmt.Sprintf("%s was lost, and the command CANNOT be told to end (%v): %v", label(r.id), failed, why)
 	}
-	if r.json {
-		r.printJSON(os.Stderr, map[string]any{"event": "lost", "id": r.id, "error": text})
-	} else {
-		r.say(text)
-	}
+	r.warn("lost", map[string]any{"error": text}, text)
 }
 
 // endOthers waits for the others in the command's group until the grace period is over, and then kills them: they may still be at
@@ -293,10 +295,9 @@ func (r *run) settle(ran, lost, released error, left time.Duration, lease *redfo
 		}
 	case lost != nil:
 		return &failure{code: exitLost, err: fmt.Errorf("%s was lost, index %d, before the command was started: %w", label(r.id), lease.Index, lost)}
-	case released != nil && r.json:
-		r.printJSON(os.Stderr, map[string]any{"event": "not released", "id": r.id, "index": lease.Index, "error": released.Error()})
 	case released != nil:
-		r.say(fmt.Sprintf("%v; the lease ends by itself, in %s or so", released, short(left)))
+		r.warn("not released", map[string]any{"index": lease.Index, "error": released.Error()},
+			fmt.Sprintf("%v; the lease ends by itself, in %s or so", released, short(left)))
 	case r.keep && ran == nil:
 		r.tell("kept", map[string]any{"index": lease.Index}, "keeps %s for %s", label(r.id), short(r.ttl))
 	default:

@@ -35,15 +35,24 @@ func (s *server) open(opts ...redfour.Option) (lock *redfour.Lock, shut func(), 
 	if err != nil {
 		return nil, nil, err
 	}
-	lock, err = redfour.New(client, append(opts, redfour.WithNamespace(s.namespace))...)
+	lock, err = s.lock(client, opts...)
 	if err != nil {
 		_ = client.Close()
-		return nil, nil, &failure{code: exitUsage, err: err}
+		return nil, nil, err
 	}
 	return lock, func() {
 		_ = lock.Close()
 		_ = client.Close()
 	}, nil
+}
+
+// lock returns a Lock that works through a client of the server.
+func (s *server) lock(client redis.UniversalClient, opts ...redfour.Option) (*redfour.Lock, error) {
+	lock, err := redfour.New(client, append(opts, redfour.WithNamespace(s.namespace))...)
+	if err != nil {
+		return nil, &failure{code: exitUsage, err: err}
+	}
+	return lock, nil
 }
 
 // client returns a client of the server. Its errors repeat nothing of the URL, because that may be a password.
