@@ -99,6 +99,13 @@ $(golangci_lint):
 .PHONY: lint
 lint: $(golangci_lint) ## check the style of every module, and that its go.mod is tidy
 	@$(call each,$(golangci_lint) run $(config) && go mod tidy -diff)
+	@for pair in $(vetted); do \
+		echo "== vet for $$pair"; \
+		CGO_ENABLED=0 GOOS=$${pair%/*} GOARCH=$${pair#*/} go vet ./... || exit 1; \
+	done
+
+# Where the library and its tests must build too. The other modules are for the machines that develop it.
+vetted := linux/386 windows/amd64 darwin/arm64
 
 .PHONY: fmt
 fmt: $(golangci_lint) ## format every module

@@ -239,7 +239,7 @@ func requireSuperseded(t *testing.T, r *realRedis, l *redfour.Lock, old *redfour
 
 func TestRealRelease_tokenProtectsWhereTheIndexRepeats(t *testing.T) {
 	// A failover to a replica that is behind brings the same counter twice.
-	const ahead = 1 << 52
+	const ahead int64 = 1 << 52
 	r := startReal(t)
 	a, b := r.lock(t), r.lock(t)
 	r.do(t, "SET", "lockindex", ahead)

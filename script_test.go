@@ -110,7 +110,7 @@ func TestIndex_growsWhenTheCounterIsLost(t *testing.T) {
 		l := m.lock(t)
 		require.NoError(t, m.Set("lockindex", "4000000000000000"))
 		lease := mustAcquire(t, l, "42", time.Minute)
-		require.EqualValues(t, 4000000000000001, lease.Index)
+		require.EqualValues(t, int64(4000000000000001), lease.Index)
 		m.FlushAll()
 		after := mustAcquire(t, l, "42", time.Minute)
 		require.Greater(t, after.Index, lease.Index, "though the counter and the clock are behind")
