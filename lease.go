@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -89,7 +90,9 @@ func checkLease(l *Lease) error {
 // Lease made by hand rather than decoded from JSON. What another process, or a Lease
 // decoded apart from this one, does with the lease is not seen here, unless this
 // Lock keeps it alive: if it renews the lease for less, or ends it, Deadline promises
-// too much. A host that was suspended may not have counted that time.
+// too much. The same goes for an npm client that renews it and for a PEXPIRE of its key:
+// Deadline promises too much until the next renewal, which restores the ttl. A host
+// that was suspended may not have counted that time.
 func (l *Lease) Deadline() time.Time {
 	return l.shared().held()
 }
@@ -102,6 +105,23 @@ func (l *Lease) Remaining() time.Duration {
 		return 0
 	}
 	return max(0, time.Until(deadline))
+}
+
+// String describes the lease without its token, so that a lease can be printed and
+// logged. A lease in an unexported field of another struct is printed with its
+// token: package fmt calls no methods there.
+func (l Lease) String() string {
+	return fmt.Sprintf("lease of %s (index %d, ttl %v)", quote(l.ID), l.Index, l.TTL)
+}
+
+// GoString is [Lease.String]: %#v prints no token either.
+func (l Lease) GoString() string { return l.String() }
+
+// LogValue is the lease for package log/slog: id, index and ttl, without the token.
+func (l Lease) LogValue() slog.Value {
+	return slog.GroupValue(
+		slog.String("id", l.ID), slog.Int64("index", l.Index), slog.Duration("ttl", l.TTL),
+	)
 }
 
 type leaseJSON struct {
@@ -615,7 +635,7 @@ func (s *leaseState) joinRenewal(ctx context.Context, d time.Duration) {
 // The returned context ends with ctx, and as soon as the lease is lost: another
 // lease holds the lock, nobody does, or the deadline passed without a successful
 // renewal, even while one hangs. context.Cause then matches [ErrConflict] or
-// [ErrExpired]. After a release the cause matches [ErrNotHeld], after
+// [ErrExpired]. After a release the cause matches [ErrExpired], after
 // [Lock.Close] it is [ErrClosed]. For a lease that cannot be kept alive the
 // context has ended already, with the reason as its cause.
 func (l *Lock) KeepAlive(ctx context.Context, lease *Lease) (context.Context, context.CancelFunc) {

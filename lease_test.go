@@ -3,7 +3,10 @@ package redfour_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
+	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -591,5 +594,50 @@ func TestRelease_joinsTheRenewalFirst(t *testing.T) {
 		require.Equal(t, 50*time.Millisecond, time.Since(start))
 		synctest.Wait()
 		require.False(t, m.Exists("lock:42"))
+	})
+}
+
+func TestLease_isPrintedWithoutItsToken(t *testing.T) {
+	lease := redfour.Lease{ID: "42", Index: 17, Token: "secret", TTL: time.Minute}
+	var log strings.Builder
+	for _, l := range []any{lease, &lease, []redfour.Lease{lease}, struct{ L *redfour.Lease }{&lease}} {
+		slog.New(slog.NewTextHandler(&log, nil)).Info("got", "lease", l)
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
+			require.NotContains(t, fmt.Sprintf(verb, l), "secret", verb)
+		}
+	}
+	slog.New(slog.NewJSONHandler(&log, nil)).Info("got", "lease", lease)
+	require.NotContains(t, log.String(), "secret")
+	require.Contains(t, log.String(), "lease.id=42 lease.index=17 lease.ttl=1m0s")
+	require.Equal(t, `lease of "42" (index 17, ttl 1m0s)`, lease.String())
+	require.NotContains(t, fmt.Sprintf("%v %+v", (*redfour.Lease)(nil), (*redfour.Lease)(nil)), "secret")
+}
+
+func TestRenew_afterReleaseMatchesErrExpired(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		l := m.lock(t)
+		lease := mustAcquire(t, l, "42", time.Minute)
+		kept, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		require.NoError(t, l.Release(t.Context(), lease))
+		require.ErrorIs(t, l.Renew(t.Context(), lease, time.Minute), redfour.ErrExpired)
+		require.ErrorIs(t, context.Cause(kept), redfour.ErrExpired)
+		require.ErrorIs(t, context.Cause(kept), redfour.ErrNotHeld)
+		again, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		require.ErrorIs(t, context.Cause(again), redfour.ErrExpired)
+	})
+}
+
+func TestKeepAlive_restoresATTLThatWasShortenedFromOutside(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		l := m.lock(t)
+		lease := mustAcquire(t, l, "42", 9*time.Second)
+		kept, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		m.SetTTL("lock:42", 4*time.Second)
+		time.Sleep(3100 * time.Millisecond) // the first renewal comes after 3 s
+		require.NoError(t, kept.Err())
+		require.Greater(t, m.TTL("lock:42"), 8*time.Second)
 	})
 }

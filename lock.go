@@ -101,11 +101,11 @@ var ErrNotHeld = errors.New("lease not held")
 // lock; from a context that was kept alive, that the deadline passed without an answer
 // may be all that is known. It matches [ErrNotHeld]. A caller of [Lock.Release] who
 // does not mind a possible overlap can ignore it.
-var ErrExpired error = &notHeldError{"lease expired"}
+var ErrExpired error = &notHeldError{"lease expired", ErrNotHeld}
 
 // ErrConflict says that another lease holds the lock, and was left alone. It
 // matches [ErrNotHeld].
-var ErrConflict error = &notHeldError{"lease superseded by another"}
+var ErrConflict error = &notHeldError{"lease superseded by another", ErrNotHeld}
 
 // ErrNotReplicated says that the lock was got, but that not enough replicas are known to have acknowledged it
 // in the time that [WithReplicas] gives them. The lease is given back in the background.
@@ -114,14 +114,17 @@ var ErrNotReplicated = errors.New("not acknowledged by enough replicas")
 // ErrClosed says that the [Lock] was closed.
 var ErrClosed = errors.New("lock closed")
 
-// errReleased ends the contexts that were kept alive for a lease which the
-// caller released meanwhile.
-var errReleased error = &notHeldError{"lease released"}
+// errReleased is returned for a lease that the caller has released, and ends the
+// contexts that were kept alive for it. It matches [ErrExpired].
+var errReleased error = &notHeldError{"lease released", ErrExpired}
 
-type notHeldError struct{ text string }
+type notHeldError struct {
+	text    string
+	matches error // this error too
+}
 
 func (e *notHeldError) Error() string { return e.text }
-func (e *notHeldError) Unwrap() error { return ErrNotHeld }
+func (e *notHeldError) Unwrap() error { return e.matches }
 
 // A LockedError tells who holds a lock, as of the last answer from Redis. It
 // matches [ErrLocked].
@@ -486,7 +489,8 @@ func (l *Lock) waitConfirmed(ctx context.Context, id string, ttl time.Duration) 
 // While Redis cannot be reached it tries again until the lease's deadline, or
 // for 5 s if that is not known. Any other error says what is in the way; where it
 // says that the outcome is unknown, Deadline is the earlier of the old and the
-// new one. When ctx ends, Renew returns at once with an error that matches
+// new one. A key under the lock's name that is not a lock, or never expires, is an
+// error that names it; it matches neither ErrExpired nor ErrConflict. When ctx ends, Renew returns at once with an error that matches
 // ctx.Err() and its cause.
 func (l *Lock) Renew(ctx context.Context, lease *Lease, ttl time.Duration) error {
 	if err := checkLease(lease); err != nil {
@@ -517,7 +521,9 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 }
 
 // Release gives the lock back. If the lease no longer held, the error matches
-// [ErrExpired] or [ErrConflict], and another's lease is left alone. It stops a
+// [ErrExpired] or [ErrConflict], and another's lease is left alone. A key under the
+// lock's name that is not a lock, or never expires, is left alone as well; the error
+// names it and matches neither. Release stops a
 // [Lock.KeepAlive] of the lease first. It works after [Lock.Close], too.
 //
 // While Redis cannot be reached, Release tries again until the lease's deadline, for at
