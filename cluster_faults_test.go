@@ -74,8 +74,8 @@ func TestClusterSubscription_leavesAReplicaThatTheClientTakesForTheMaster(t *tes
 	c := redistest.StartCluster(t, 3, 1)
 	holder := newLock(t, c.Client(t))
 	lease := mustAcquire(t, holder, "42", time.Minute)
-	client, belated := belatedClient(t, c)
-	got := waitFor(t.Context(), newLock(t, client), "42", time.Minute)
+	waiter, belated := belatedLock(t, c)
+	got := waitFor(t.Context(), waiter, "42", time.Minute)
 	old := c.MasterOf(slotOf("42"))
 	eventually(t, func() bool { return listenersIn(t, old, "42") == 1 }, "subscribed")
 
@@ -85,33 +85,37 @@ func TestClusterSubscription_leavesAReplicaThatTheClientTakesForTheMaster(t *tes
 	requireFollowed(t, promoted, holder, lease, got)
 }
 
-// belatedClient returns a client that is told of the slots as they are now as often as belated says.
-func belatedClient(t *testing.T, c *redistest.Cluster) (client *redis.ClusterClient, belated *atomic.Int64) {
+// belatedLock returns a Lock whose client is told of the slots as they are now as often as belated says.
+func belatedLock(t *testing.T, c *redistest.Cluster) (l *redfour.Lock, belated *atomic.Int64) {
 	t.Helper()
 	belated = new(atomic.Int64)
 	admin := c.Client(t)
 	before, err := slotsOf(t.Context(), admin)
 	require.NoError(t, err)
-	o := c.Options()
-	o.ClusterSlots = func(ctx context.Context) ([]redis.ClusterSlot, error) {
+	return lockTold(t, c, func(ctx context.Context) ([]redis.ClusterSlot, error) {
 		if belated.Add(-1) >= 0 {
 			return before, nil
 		}
 		return slotsOf(ctx, admin)
-	}
-	client = redis.NewClusterClient(o)
-	t.Cleanup(func() { _ = client.Close() })
-	return client, belated
+	}), belated
 }
 
-// askingClient returns a client that asks one server alone for the slots: any other may be the one that hangs, and then it waits.
-func askingClient(t *testing.T, c *redistest.Cluster, s *redistest.Server) *redis.ClusterClient {
+// askingLock returns a Lock whose client asks one server alone for the slots: any other may be the one that hangs, and then it waits.
+func askingLock(t *testing.T, c *redistest.Cluster, s *redistest.Server) *redfour.Lock {
 	t.Helper()
-	o, asked := c.Options(), s.Client(t)
-	o.ClusterSlots = func(ctx context.Context) ([]redis.ClusterSlot, error) { return slotsOf(ctx, asked) }
-	client := redis.NewClusterClient(o)
+	asked := s.Client(t)
+	return lockTold(t, c, func(ctx context.Context) ([]redis.ClusterSlot, error) { return slotsOf(ctx, asked) })
+}
+
+// lockTold returns a Lock whose client gets the slots from the given function. New refuses a client that is made so, so the
+// function is set after New, which sends nothing.
+func lockTold(t *testing.T, c *redistest.Cluster, slots func(context.Context) ([]redis.ClusterSlot, error)) *redfour.Lock {
+	t.Helper()
+	client := redis.NewClusterClient(c.Options())
 	t.Cleanup(func() { _ = client.Close() })
-	return client
+	l := newLock(t, client)
+	client.Options().ClusterSlots = slots
+	return l
 }
 
 // slotsOf returns what redis.ClusterOptions want to be told.
@@ -308,7 +312,7 @@ func TestCluster_aMasterThatHangsIsLeftWithinSeconds(t *testing.T) {
 	at := slotOf(ids[0])
 	old := c.MasterOf(at)
 	asked := c.MasterOf(slotOf(ids[1]))
-	holder, waiter, closing := newLock(t, askingClient(t, c, asked)), newLock(t, askingClient(t, c, asked)), newLock(t, c.Client(t))
+	holder, waiter, closing := askingLock(t, c, asked), askingLock(t, c, asked), newLock(t, c.Client(t))
 	lease := mustAcquire(t, holder, ids[0], time.Minute)
 	got := waitFor(t.Context(), waiter, ids[0], time.Minute)
 	waitFor(t.Context(), closing, ids[0], time.Minute)
@@ -380,10 +384,6 @@ func TestCluster_aMasterThatHangsDelaysNoCallsToOthers(t *testing.T) {
 	c := redistest.StartCluster(t, 3, 0, "--cluster-require-full-coverage", "no")
 	slots, err := slotsOf(t.Context(), c.Client(t))
 	require.NoError(t, err)
-	o := c.Options() // A client that asks for the slots may ask the server that hangs.
-	o.ClusterSlots = func(context.Context) ([]redis.ClusterSlot, error) { return slots, nil }
-	client := redis.NewClusterClient(o)
-	t.Cleanup(func() { _ = client.Close() })
 	hung := c.Masters()[0]
 	hangs := make(map[string]bool)
 	for n := range 200 {
@@ -391,7 +391,8 @@ func TestCluster_aMasterThatHangsDelaysNoCallsToOthers(t *testing.T) {
 		hangs[id] = c.MasterOf(slotOf(id)) == hung
 	}
 	hung.Pause()
-	l := newLock(t, client)
+	// A client that asks for the slots may ask the server that hangs.
+	l := lockTold(t, c, func(context.Context) ([]redis.ClusterSlot, error) { return slots, nil })
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	var wg sync.WaitGroup

@@ -180,8 +180,11 @@ type Lock struct {
 // the values of the callers' contexts. A call that is alone is a command, with those values.
 //
 // The client is a [*redis.Client], made by redis.NewClient or, for Sentinel, by
-// redis.NewFailoverClient, or a [*redis.ClusterClient]. New returns an error for every other client and for
-// an invalid option; it sends nothing.
+// redis.NewFailoverClient, or a [*redis.ClusterClient] of a real cluster. New returns an
+// error for every other client and for an invalid option; it sends nothing. It refuses
+// a ClusterClient whose options have ClusterSlots, such as that of
+// redis.NewFailoverClusterClient: its key names would differ from those of other
+// clients of the same server.
 func New(client redis.UniversalClient, opts ...Option) (*Lock, error) {
 	if err := checkClient(client); err != nil {
 		return nil, fmt.Errorf("redfour: new: %w", err)
@@ -227,6 +230,13 @@ func checkClient(client redis.UniversalClient) error {
 	case *redis.ClusterClient:
 		if c == nil {
 			return errors.New("nil *redis.ClusterClient")
+		}
+		if c.Options().ClusterSlots != nil {
+			// Such a client spreads the keys over slots where its neighbours, on the same server, do not.
+			return errors.New("a *redis.ClusterClient with ClusterSlots is not supported: on a server that is no " +
+				"cluster its locks have other keys than those of other clients, so that one lock gets two holders; " +
+				"use redis.NewFailoverClient for Sentinel, redis.NewClient for one server, " +
+				"or redis.NewClusterClient without ClusterSlots for a cluster")
 		}
 		return nil
 	case *redis.Ring:

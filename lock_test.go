@@ -21,7 +21,10 @@ import (
 func TestNew_refusesByName(t *testing.T) {
 	cluster := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{"127.0.0.1:1"}})
 	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": "127.0.0.1:1"}})
-	t.Cleanup(func() { _ = errors.Join(cluster.Close(), ring.Close()) })
+	sentinel := []string{"127.0.0.1:1"}
+	failover := redis.NewFailoverClusterClient(&redis.FailoverOptions{MasterName: "m", SentinelAddrs: sentinel})
+	universal := redis.NewUniversalClient(&redis.UniversalOptions{MasterName: "m", Addrs: sentinel, RouteRandomly: true})
+	t.Cleanup(func() { _ = errors.Join(cluster.Close(), ring.Close(), failover.Close(), universal.Close()) })
 	type wrapped struct{ redis.UniversalClient }
 	for _, c := range []struct {
 		client redis.UniversalClient
@@ -30,6 +33,8 @@ func TestNew_refusesByName(t *testing.T) {
 		{nil, "nil client"},
 		{(*redis.Client)(nil), "nil *redis.Client"},
 		{(*redis.ClusterClient)(nil), "nil *redis.ClusterClient"},
+		{failover, "a *redis.ClusterClient with ClusterSlots is not supported"},
+		{universal, "a *redis.ClusterClient with ClusterSlots is not supported"},
 		{ring, "*redis.Ring is not supported: it moves"},
 		{(*redis.Ring)(nil), "*redis.Ring is not supported"},
 		{wrapped{cluster}, "redfour_test.wrapped is not supported: want a *redis.Client or a *redis.ClusterClient"},
