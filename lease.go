@@ -635,7 +635,7 @@ func (s *leaseState) joinRenewal(ctx context.Context, d time.Duration) {
 // The returned context ends with ctx, and as soon as the lease is lost: another
 // lease holds the lock, nobody does, or the deadline passed without a successful
 // renewal, even while one hangs. context.Cause then matches [ErrConflict] or
-// [ErrExpired]. After a release the cause matches [ErrExpired], after
+// [ErrExpired]. After a release the cause matches [ErrNotHeld], after
 // [Lock.Close] it is [ErrClosed]. For a lease that cannot be kept alive the
 // context has ended already, with the reason as its cause.
 func (l *Lock) KeepAlive(ctx context.Context, lease *Lease) (context.Context, context.CancelFunc) {

@@ -621,11 +621,8 @@ func TestRenew_afterReleaseMatchesErrExpired(t *testing.T) {
 		defer stop()
 		require.NoError(t, l.Release(t.Context(), lease))
 		require.ErrorIs(t, l.Renew(t.Context(), lease, time.Minute), redfour.ErrExpired)
-		require.ErrorIs(t, context.Cause(kept), redfour.ErrExpired)
 		require.ErrorIs(t, context.Cause(kept), redfour.ErrNotHeld)
-		again, stop := l.KeepAlive(t.Context(), lease)
-		defer stop()
-		require.ErrorIs(t, context.Cause(again), redfour.ErrExpired)
+		require.NotErrorIs(t, context.Cause(kept), redfour.ErrExpired, "a release is no loss")
 	})
 }
 
@@ -636,7 +633,7 @@ func TestKeepAlive_restoresATTLThatWasShortenedFromOutside(t *testing.T) {
 		kept, stop := l.KeepAlive(t.Context(), lease)
 		defer stop()
 		m.SetTTL("lock:42", 4*time.Second)
-		time.Sleep(3100 * time.Millisecond) // the first renewal comes after 3 s
+		pass(3100 * time.Millisecond) // the first renewal comes after 3 s
 		require.NoError(t, kept.Err())
 		require.Greater(t, m.TTL("lock:42"), 8*time.Second)
 	})

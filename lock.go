@@ -101,11 +101,11 @@ var ErrNotHeld = errors.New("lease not held")
 // lock; from a context that was kept alive, that the deadline passed without an answer
 // may be all that is known. It matches [ErrNotHeld]. A caller of [Lock.Release] who
 // does not mind a possible overlap can ignore it.
-var ErrExpired error = &notHeldError{"lease expired", ErrNotHeld}
+var ErrExpired error = &notHeldError{"lease expired"}
 
 // ErrConflict says that another lease holds the lock, and was left alone. It
 // matches [ErrNotHeld].
-var ErrConflict error = &notHeldError{"lease superseded by another", ErrNotHeld}
+var ErrConflict error = &notHeldError{"lease superseded by another"}
 
 // ErrNotReplicated says that the lock was got, but that not enough replicas are known to have acknowledged it
 // in the time that [WithReplicas] gives them. The lease is given back in the background.
@@ -114,17 +114,14 @@ var ErrNotReplicated = errors.New("not acknowledged by enough replicas")
 // ErrClosed says that the [Lock] was closed.
 var ErrClosed = errors.New("lock closed")
 
-// errReleased is returned for a lease that the caller has released, and ends the
-// contexts that were kept alive for it. It matches [ErrExpired].
-var errReleased error = &notHeldError{"lease released", ErrExpired}
+// errReleased ends the contexts that were kept alive for a lease which the
+// caller released meanwhile. It is no loss, so it does not match [ErrExpired].
+var errReleased error = &notHeldError{"lease released"}
 
-type notHeldError struct {
-	text    string
-	matches error // this error too
-}
+type notHeldError struct{ text string }
 
 func (e *notHeldError) Error() string { return e.text }
-func (e *notHeldError) Unwrap() error { return e.matches }
+func (e *notHeldError) Unwrap() error { return ErrNotHeld }
 
 // A LockedError tells who holds a lock, as of the last answer from Redis. It
 // matches [ErrLocked].
@@ -493,8 +490,8 @@ func (l *Lock) waitConfirmed(ctx context.Context, id string, ttl time.Duration) 
 // Renew gives a lease that still holds a new ttl, which counts from now and may
 // be shorter than what was left; [Lease.Deadline] follows. The ttl is at least 1 ms,
 // and is rounded down to whole milliseconds. Renew never revives a
-// lease: if nobody holds the lock the error matches [ErrExpired], if another
-// lease does, [ErrConflict]. It does not wait for replicas.
+// lease: if nobody holds the lock, or the lease was released here, the error matches
+// [ErrExpired]; if another lease does, [ErrConflict]. It does not wait for replicas.
 //
 // While Redis cannot be reached it tries again until the lease's deadline, or
 // for 5 s if that is not known. Any other error says what is in the way; where it
@@ -524,7 +521,10 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 		l.tellRenewal(ctx, key, state, a, 0)
 		return f.note(a.err)
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, errReleased):
+		return fmt.Errorf("%w: %w", ErrExpired, errReleased)
+	case err != nil:
 		return l.orClosed(f.sum(ctx))
 	}
 	return nil
