@@ -879,3 +879,47 @@ func TestClose_waitsForWhatIsOnItsWayButNotForEver(t *testing.T) {
 		require.False(t, m.Exists("lock:42"), "what the attempt brought was given back")
 	})
 }
+
+// A proxy that forwards a script, loses the reply and answers with an error of its own proves nothing.
+func TestCalls_anErrorOfAProxyLeavesTheOutcomeUnknown(t *testing.T) {
+	for _, text := range []string{"upstream failure", "ERR Connection timed out", "ERR server closed connection"} {
+		bubble(t, func(t *testing.T, m *mini) {
+			way := new(link)
+			l := m.lock(t, way)
+			answer := func() error { return proxyError(text) }
+			way.afterScript(once(isAcquire, answer))
+			lease, err := l.Acquire(t.Context(), "42", time.Minute)
+			require.NoError(t, err, "the next attempt recognises the token of the first")
+			way.afterScript(once(isRenew, answer))
+			require.NoError(t, l.Renew(t.Context(), lease, time.Minute))
+			way.afterScript(once(isRelease, answer))
+			require.NoError(t, l.Release(t.Context(), lease), "the release before it was sent in time")
+			require.False(t, m.Exists("lock:42"))
+
+			err = l.WithLock(t.Context(), "42", time.Minute, func(context.Context, *redfour.Lease) error {
+				way.afterScript(once(isRelease, answer))
+				return nil
+			})
+			require.NoError(t, err, "no lease was lost")
+
+			way.afterScript(func(_ context.Context, cmd redis.Cmder) error {
+				if isAcquire(cmd) {
+					return answer()
+				}
+				return nil
+			})
+			_, err = l.Acquire(t.Context(), "42", time.Hour)
+			require.ErrorContains(t, err, "outcome unknown: "+text)
+			way.afterScript(nil)
+			synctest.Wait()
+			pass(10 * time.Second)
+			require.False(t, m.Exists("lock:42"), "given back in the background")
+		})
+	}
+}
+
+// proxyError is an error that came over the wire.
+type proxyError string
+
+func (e proxyError) Error() string { return string(e) }
+func (proxyError) RedisError()     {}

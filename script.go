@@ -1059,8 +1059,10 @@ func notConnected(err error) bool {
 	return badCertificate || noTLS
 }
 
-// judgeServer judges an error that the server sent, which proves that the script
-// wrote nothing.
+// judgeServer judges an error that came over the wire. Only the errors that Redis and
+// Valkey send before a script runs, or when its first write is refused, prove that the
+// script wrote nothing. A proxy that forwards a script and loses the reply answers with
+// an error of its own, so every other error leaves the outcome unknown.
 func judgeServer(err redis.Error) verdict {
 	code, _, _ := strings.Cut(err.Error(), " ")
 	switch {
@@ -1074,8 +1076,29 @@ func judgeServer(err redis.Error) verdict {
 		return final
 	case "LOADING", "READONLY", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "BUSY":
 		return unreachable
+	case "OOM", "MISCONF", "NOREPLICAS", "NOSCRIPT":
+		return rejected
+	case "ERR":
+		if fromServer(err.Error()) {
+			return rejected
+		}
 	}
-	return rejected
+	return unknown
+}
+
+// fromServer reports whether the text of an ERR is one of Redis or Valkey: a connection
+// that it refused, a command that it does not know or accept, or what a script was
+// refused. Redis before version 7 reports OOM, MISCONF and NOREPLICAS in a script as ERR.
+func fromServer(text string) bool {
+	for _, part := range []string{
+		"AUTH ", "DB index is out of range", "SELECT is not allowed", "cluster support disabled",
+		"unknown command", "unknown subcommand", "wrong number of arguments", "user_script", "REDFOUR ", "compiling script",
+	} {
+		if strings.Contains(text, part) {
+			return true
+		}
+	}
+	return false
 }
 
 // deniedInScript recognises what an ACL says inside a script: Redis 7.0 does not
