@@ -100,16 +100,19 @@ func belatedLock(t *testing.T, c *redistest.Cluster) (l *redfour.Lock, belated *
 	}), belated
 }
 
-// askingLock returns a Lock whose client asks one server alone for the slots: any other may be the one that hangs, and then it waits.
+// askingLock returns a Lock whose client asks only the given server for the slots.
+// Another server may be the one that hangs, and the client would wait for it.
 func askingLock(t *testing.T, c *redistest.Cluster, s *redistest.Server) *redfour.Lock {
 	t.Helper()
 	asked := s.Client(t)
 	return lockTold(t, c, func(ctx context.Context) ([]redis.ClusterSlot, error) { return slotsOf(ctx, asked) })
 }
 
-// lockTold returns a Lock whose client gets the slots from the given function. New refuses a client that is made so, so the
-// function is set after New, which sends nothing.
-func lockTold(t *testing.T, c *redistest.Cluster, slots func(context.Context) ([]redis.ClusterSlot, error)) *redfour.Lock {
+// lockTold returns a Lock whose client gets the slots from the given function. New
+// refuses a client that is made so. The function is set after New, which sends nothing.
+func lockTold(
+	t *testing.T, c *redistest.Cluster, slots func(context.Context) ([]redis.ClusterSlot, error),
+) *redfour.Lock {
 	t.Helper()
 	client := redis.NewClusterClient(c.Options())
 	t.Cleanup(func() { _ = client.Close() })

@@ -490,14 +490,15 @@ func (l *Lock) waitConfirmed(ctx context.Context, id string, ttl time.Duration) 
 // Renew gives a lease that still holds a new ttl, which counts from now and may
 // be shorter than what was left; [Lease.Deadline] follows. The ttl is at least 1 ms,
 // and is rounded down to whole milliseconds. Renew never revives a
-// lease: if nobody holds the lock, or the lease was released here, the error matches
-// [ErrExpired]; if another lease does, [ErrConflict]. It does not wait for replicas.
+// lease: if the lock is free, or the lease was released here, the error matches
+// [ErrExpired]; if another lease holds it, [ErrConflict]. It does not wait for replicas.
 //
 // While Redis cannot be reached it tries again until the lease's deadline, or
 // for 5 s if that is not known. Any other error says what is in the way; where it
 // says that the outcome is unknown, Deadline is the earlier of the old and the
 // new one. A key under the lock's name that is not a lock, or never expires, is an
-// error that names it; it matches neither ErrExpired nor ErrConflict. When ctx ends, Renew returns at once with an error that matches
+// error that names it; it matches neither ErrExpired nor ErrConflict.
+// When ctx ends, Renew returns at once with an error that matches
 // ctx.Err() and its cause.
 func (l *Lock) Renew(ctx context.Context, lease *Lease, ttl time.Duration) error {
 	if err := checkLease(lease); err != nil {
