@@ -310,7 +310,8 @@ func TestRealRun_tellsThatTheLeaseWasLostWithoutNotice(t *testing.T) {
 	assert.Regexp(t, `^redfour: x was lost, index \d+, while the command ran, which ended with success: redfour: release "x": .*lease expired\n$`, r.stderr)
 }
 
-// The shell ends at once, and what it has started does not.
+// The shell ends at once, and what it has started does not. It sets its trap
+// first, because the child's line may be read before the shell goes on.
 func TestRealRun_holdsTheLockUntilAllHaveEndedWhomASignalTold(t *testing.T) {
 	s := redistest.Start(t)
 	lock := openLock(t, s)
@@ -325,7 +326,7 @@ func TestRealRun_holdsTheLockUntilAllHaveEndedWhomASignalTold(t *testing.T) {
 			g := newGate(t)
 			child := strings.ReplaceAll(test.child, "GATE", g.path)
 			c := start(t, url(s), "run", "--grace", map[bool]string{true: "1h", false: "500ms"}[test.gate], "x", "--", "sh", "-c",
-				"("+child+"; echo runs; while :; do sleep 0.01; done) & trap 'exit 5' TERM; wait")
+				"trap 'exit 5' TERM; ("+child+"; echo runs; while :; do sleep 0.01; done) & wait")
 			c.line()
 			told := time.Now()
 			c.signal(syscall.SIGTERM)
