@@ -32,7 +32,7 @@ type line struct {
 	fresh   bool // no attempt has begun yet
 	again   bool // a wake-up came since the attempt began
 	shy     bool // it was an open release: those who are not in the queue go first
-	pending int  // releases with an heir, late attempts and late leaves, whose outcome is still to come
+	pending int  // releases with an heir and late attempts, whose outcome is still to come
 
 	quest    *quest  // the attempts since the last lease that one of them brought; nil before the first
 	failures backoff // since the last answer
@@ -46,6 +46,8 @@ type line struct {
 
 	entry   string    // what stands for the line in the queue
 	queued  bool      // it may be there
+	doubted bool      // a copy of a request whose outcome is unknown may enter it yet
+	leaving int       // entries that the line does not use any more, and that are taken out in the background
 	out     int64     // the index of the last lease that took it out: what an attempt saw before does not count
 	ours    bool      // a member holds the lock, and when it releases the line is served, or told
 	claimed int64     // no lease up to this index passes the gate any more
@@ -179,6 +181,22 @@ func (s *subscriber) clearLocked(ln *line) {
 	case ln.pending > 0: // It may enter the queue yet, and its outcome clears.
 	case ln.queued:
 		s.beginLocked(ln, false)
+	default:
+		s.endLocked(ln)
+	}
+}
+
+// endLocked ends a line that nobody waits in and that is not in the queue. It lasts
+// while an entry of it may be granted the lock yet, because it knows what was claimed.
+func (s *subscriber) endLocked(ln *line) {
+	if ln.quest != nil {
+		s.server.abandon(ln.quest)
+		ln.quest = nil
+	}
+	switch {
+	case ln.doubted:
+		s.retireLocked(ln)
+	case ln.leaving > 0: // The end of that clears.
 	case time.Now().Before(ln.found) && s.life.Err() == nil:
 		s.lookInLocked(ln, time.Until(ln.found))
 	default:
@@ -192,9 +210,6 @@ func (s *subscriber) dropLocked(ln *line) {
 		return // done already, when the Lock was closed
 	}
 	delete(s.lines, ln.id)
-	if ln.quest != nil {
-		s.server.abandon(ln.quest)
-	}
 	if ln.timer != nil {
 		ln.timer.Stop()
 	}
@@ -336,7 +351,7 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 	}
 	s.mu.Unlock()
 
-	r, err := s.server.try(s.life, patience, q, first.ttl, p, func() { s.comesLate(ln, p) })
+	r, err := s.server.try(s.life, patience, q, first.ttl, p, func(err error) { s.comesLate(ln, p, err) })
 	if err == nil && r.status != statusHeld && r.status != statusQueued {
 		return s.won(ln, first, fresh, q, p, r)
 	}
@@ -344,6 +359,8 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 	defer s.mu.Unlock()
 	if unheard(err) != nil {
 		ln.pending++
+	} else {
+		ln.doubtLocked(p.entry, err)
 	}
 	if p.entry != "" && !s.server.mayQueue() && s.heardBy[ln.bucket] == e {
 		s.listenAnewLocked(e) // The others must not take it for one who can be handed a lock.
@@ -391,12 +408,20 @@ func (s *subscriber) won(ln *line, w *waiter, fresh bool, q *quest, p place, r r
 }
 
 // comesLate is called when an attempt comes back that nobody waited for. It may have entered the queue.
-func (s *subscriber) comesLate(ln *line, p place) {
+func (s *subscriber) comesLate(ln *line, p place, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ln.pending--
+	ln.doubtLocked(p.entry, err)
 	ln.queued = ln.queued || p.entry != "" // The entry is the same as then, because pending kept it.
 	s.clearLocked(ln)
+}
+
+// doubtLocked notes that a request of unknown outcome, if err says so, may enter
+// the entry that it carried. A broken connection is noticed here before its last
+// request has arrived, if there is a proxy in between.
+func (ln *line) doubtLocked(entry string, err error) {
+	ln.doubted = ln.doubted || entry != "" && judge(err) == unknown
 }
 
 // toldLocked notes who holds the lock.
@@ -655,7 +680,7 @@ func (s *subscriber) answer(o offer, id string, r reply, err error, maybe bool) 
 	defer s.mu.Unlock()
 	ln.pending--
 	if maybe && o.entry != "" {
-		ln.queued = true
+		ln.queued, ln.doubted = true, true
 	}
 	switch {
 	case err == nil && r.status == statusHanded:
@@ -721,6 +746,9 @@ func (s *subscriber) answersLate(o offer, c *call) {
 // is not in the queue, and where nothing is on its way that would enter it, gets a new one.
 func (s *subscriber) entryLocked(ln *line, ttl time.Duration, still bool) string {
 	if ln.entry == "" || still && !ln.queued {
+		if ln.doubted {
+			s.retireLocked(ln)
+		}
 		s.entries++
 		ln.entry = fmt.Sprintf("%s %d %d", s.server.member, ttl.Milliseconds(), s.entries)
 		if owner := s.server.owner; owner != "" {
@@ -738,15 +766,34 @@ func (s *subscriber) leaveLocked(ln *line) bool {
 		s.clearLocked(ln)
 		return false
 	}
-	p := place{entry: ln.entry, claimed: ln.claimed}
-	ln.entry, ln.queued = "", false // What enters from now on has another entry.
+	p, doubted := ln.retire()
 	s.mu.Unlock()
 	err := s.leaveOnce(ln.id, p)
 	s.mu.Lock()
+	if doubted {
+		s.leaveLaterLocked(ln, p, patience)
+	}
 	if judge(err).transient() && s.life.Err() == nil {
-		s.leaveLaterLocked(ln, p)
+		s.leaveLaterLocked(ln, p, 0)
 	}
 	return true
+}
+
+// retire returns the entry of the line, which does not use it any more: what
+// enters the queue from now on has another. It reports whether a late copy of a
+// request may enter the entry again.
+func (ln *line) retire() (p place, doubted bool) {
+	p, doubted = place{entry: ln.entry, claimed: ln.claimed}, ln.doubted
+	ln.entry, ln.queued, ln.doubted = "", false, false
+	return p, doubted
+}
+
+// retireLocked retires an entry that is doubted, and takes it out of the queue when
+// no late copy can arrive any more. Until then a copy may be granted the lock, for
+// no waiter, and the message may be lost. The leave finds that grant as well.
+func (s *subscriber) retireLocked(ln *line) {
+	p, _ := ln.retire()
+	s.leaveLaterLocked(ln, p, patience)
 }
 
 // leaveOnce takes an entry out of the queue, and a lease that it was granted through the gate. What is given back then wakes
@@ -760,16 +807,19 @@ func (s *subscriber) leaveOnce(id string, p place) error {
 	return err
 }
 
-// leaveLaterLocked tries for a while to take out an entry that the line does not use any more. The line lasts meanwhile,
-// because it knows what was claimed. If that fails it costs those who wait a message, or nothing once there is no
-// subscription.
-func (s *subscriber) leaveLaterLocked(ln *line, p place) {
-	ln.pending++
+// leaveLaterLocked tries for a while, from after on, to take out an entry that the line does not use any more. The line
+// lasts meanwhile, because it knows what was claimed. If that fails it costs those who wait a message, or nothing once
+// there is no subscription.
+func (s *subscriber) leaveLaterLocked(ln *line, p place, after time.Duration) {
+	ln.leaving++
 	s.crew.Start(func() {
+		if after > 0 {
+			sleep(s.life, s.life, after)
+		}
 		_ = repeat(s.life, s.life, time.Now().Add(cleanupTime), verdict.transient, func() error { return s.leaveOnce(ln.id, p) })
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		ln.pending--
+		ln.leaving--
 		s.clearLocked(ln)
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -1055,6 +1056,121 @@ func TestWaitAcquire_anOldAnswerDoesNotMakeALineForgetItsPlace(t *testing.T) {
 		require.Len(t, m.queued(t), 1, "one entry a member")
 		leave()
 		pass(5 * time.Millisecond)
+		require.Empty(t, m.queued(t))
+	})
+}
+
+// capture makes the scripts that match fail as if their replies were lost, and
+// returns a function that lets Redis run the first of them, as a late copy.
+func (m *mini) capture(t *testing.T, way *link, match func(redis.Cmder) bool) (deliver func()) {
+	t.Helper()
+	client := m.client(t)
+	var mu sync.Mutex
+	var first []any
+	way.beforeScript(func(_ context.Context, cmd redis.Cmder) error {
+		if !match(cmd) {
+			return nil
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if first == nil {
+			first = cmd.Args()
+		}
+		return lostReply()
+	})
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		require.NotNil(t, first)
+		require.NoError(t, client.Do(t.Context(), first...).Err())
+	}
+}
+
+// A proxy delivers a copy of an attempt when its waiter has left. The copy enters
+// the queue again, and is granted the lock; the message of that is lost.
+func TestWaitAcquire_aLateCopyOfAnAttemptCostsOthersASecond(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b, c := m.lock(t), m.lock(t, way), m.lock(t)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		ctx, leave := context.WithCancel(t.Context())
+		deliver := m.capture(t, way, func(cmd redis.Cmder) bool { return isAcquire(cmd) && keys(cmd) == 3 })
+		waiting := waitFor(ctx, b, "42", time.Hour)
+		pass(time.Millisecond) // A new subscription makes everybody look.
+		synctest.Wait()
+		leave()
+		require.Error(t, (<-waiting).err)
+		synctest.Wait()
+		require.Empty(t, m.queued(t))
+
+		deliver()
+		way.mute(isSubscriber)
+		require.Len(t, m.queued(t), 1)
+		next := waitFor(t.Context(), c, "42", time.Hour)
+		synctest.Wait()
+		require.NoError(t, a.Release(t.Context(), lease))
+		got := <-next
+		require.NoError(t, got.err)
+		require.Less(t, got.after, 1100*time.Millisecond)
+	})
+}
+
+// The copy arrives when a later attempt has got the lock and the line was dropped,
+// or when the line waits again with another entry.
+func TestWaitAcquire_aLateCopyOfAnAttemptThatWasRepeatedLeavesTheQueue(t *testing.T) {
+	for _, waitsAgain := range []bool{false, true} {
+		bubble(t, func(t *testing.T, m *mini) {
+			way := new(link)
+			a, b := m.lock(t), m.lock(t, way)
+			lease := mustAcquire(t, a, "42", time.Hour)
+			deliver := m.capture(t, way, func(cmd redis.Cmder) bool { return isAcquire(cmd) && keys(cmd) == 3 })
+			first := waitFor(t.Context(), b, "42", time.Hour)
+			pass(time.Millisecond)
+			synctest.Wait()
+			way.beforeScript(nil)
+			require.NoError(t, a.Release(t.Context(), lease))
+			r := <-first
+			require.NoError(t, r.err)
+			require.NoError(t, b.Release(t.Context(), r.lease))
+			mustAcquire(t, a, "42", time.Hour)
+			ctx, leave := context.WithCancel(t.Context())
+			defer leave()
+			if waitsAgain {
+				waitFor(ctx, b, "42", time.Hour)
+				synctest.Wait()
+			}
+			deliver()
+			require.NotEmpty(t, m.queued(t))
+			leave()
+			pass(1100 * time.Millisecond)
+			require.Empty(t, m.queued(t))
+		})
+	}
+}
+
+// The copy of a release grants the lock to another member, and enters its own into
+// the queue for waiters that have left.
+func TestRelease_aLateCopyOfItLeavesTheQueue(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		require.NoError(t, a.Release(t.Context(), mustAcquire(t, a, "loads the scripts", time.Hour)))
+		lease := mustAcquire(t, b, "42", time.Hour)
+		next := inLine(t.Context(), t, m, a, time.Hour)
+		ctx, leave := context.WithCancel(t.Context())
+		inLine(ctx, t, m, b, time.Hour)
+		require.Len(t, m.queued(t), 2)
+		deliver := m.capture(t, way, isRelease)
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		require.Error(t, b.Release(gone, lease))
+		leave()
+		pass(5 * time.Second)
+		require.Len(t, m.queued(t), 1, "the waiters of b have left")
+		deliver()
+		require.NoError(t, (<-next).err)
+		require.Len(t, m.queued(t), 1, "the copy has entered b")
+		pass(1100 * time.Millisecond)
 		require.Empty(t, m.queued(t))
 	})
 }

@@ -317,7 +317,7 @@ func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 	var r reply
 	var f failures
 	err := repeat(ctx, l.life, until, verdict.outOfReach, func() (err error) {
-		r, err = l.server.try(ctx, min(patience, time.Until(until)), q, ttl, place{}, func() {})
+		r, err = l.server.try(ctx, min(patience, time.Until(until)), q, ttl, place{}, func(error) {})
 		return f.note(err)
 	})
 	if err != nil {

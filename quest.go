@@ -34,7 +34,7 @@ func newQuest(id string) *quest { return &quest{id: id, token: rand.Text()} }
 // try makes one attempt, and waits for it for at most d. If the attempt comes back
 // only after that, late is called with it.
 func (s *server) try(
-	ctx context.Context, d time.Duration, q *quest, ttl time.Duration, p place, late func(),
+	ctx context.Context, d time.Duration, q *quest, ttl time.Duration, p place, late func(error),
 ) (reply, error) {
 	r, err := s.acquire(ctx, d, q.id, q.token, ttl, p)
 	if c := unheard(err); c != nil {
@@ -42,7 +42,7 @@ func (s *server) try(
 			<-c.Ready()
 			r, err := s.read(c)
 			s.comesLate(context.WithoutCancel(ctx), q, r.lasting(ttl), err)
-			late()
+			late(err)
 		})
 	} else if judge(err) == unknown {
 		s.doubt(q)
