@@ -200,6 +200,6 @@ local function publish(channel, message)
   return told
 end
 ` + strings.NewReplacer(
-		`redis.pcall("PUBLISH", `, "publish(", `call("PUBLISH", `, "publish(", `"NUMSUB"`, `"SHARDNUMSUB"`,
+		`redis.pcall("PUBLISH", `, "publish(", `"NUMSUB"`, `"SHARDNUMSUB"`,
 	).Replace(sc.source))
 }

@@ -11,6 +11,15 @@ var (
 	InspectScript = inspectScript.source
 )
 
+// Scripts returns every script that is sent.
+func Scripts() map[string]string {
+	return map[string]string{
+		"acquire": AcquireScript, "leave": LeaveScript, "release": ReleaseScript, "renew": RenewScript,
+		"inspect": InspectScript, "count": countScript.source, "sharded acquire": shardedAcquireScript.source,
+		"sharded release": shardedReleaseScript.source, "sharded inspect": shardedInspectScript.source,
+	}
+}
+
 // NamesIn returns every name of an id's keys and channels, in a cluster or elsewhere; or why there are none.
 func NamesIn(namespace, id string, cluster bool) ([]string, error) {
 	if err := checkLayout(namespace); err != nil && cluster {

@@ -81,8 +81,8 @@ func (n names) id(key string) (string, bool) { return strings.CutPrefix(key, n.n
 // the index is in the counter already. Where an ACL refuses PEXPIRE, a lock would stay for ever: it is deleted or, where that is
 // refused as well, replaced by what has expired long ago.
 var acquireScript = newScript(`
-local call, lock, entry, owner = redis.call, KEYS[1], ARGV[5], ARGV[4]
-local left = call("PTTL", lock)
+local entry, owner = ARGV[5], ARGV[4]
+local left = redis.call("PTTL", KEYS[1])
 if left ~= -2 then
   local held = redis.pcall("HMGET", KEYS[1], "index", "token", "owner")
   if held.err or left == -1 then
@@ -106,7 +106,7 @@ if left ~= -2 then
   return {held[2] and 3 or 0, index, left, now, held[3] or ""}
 end
 
-local time = call("TIME")
+local time = redis.call("TIME")
 local micros = time[2]
 if #micros < 6 then micros = string.sub("00000" .. micros, -6) end
 local id = time[1] .. micros
@@ -154,11 +154,11 @@ elseif entry then
 end
 
 if owner == "" then
-  call("HSET", lock, "index", id, "token", token)
+  redis.call("HSET", KEYS[1], "index", id, "token", token)
 else
-  call("HSET", lock, "index", id, "token", token, "owner", owner)
+  redis.call("HSET", KEYS[1], "index", id, "token", token, "owner", owner)
 end
-local expires = redis.pcall("PEXPIRE", lock, ttl)
+local expires = redis.pcall("PEXPIRE", KEYS[1], ttl)
 if expires ~= 1 then
   if redis.pcall("DEL", KEYS[1]) ~= 1 then redis.call("SET", KEYS[1], "", "PXAT", 1) end
   return expires
@@ -229,8 +229,7 @@ return {1, 0, 0, 0}
 // answer a write is tried which changes nothing: a replica refuses it. The others are
 // told as well, because they may still wait for the end of a lease that was deleted.
 var releaseScript = newScript(`
-local call, lock = redis.pcall, KEYS[1]
-local held = call("HMGET", lock, "index", "token", "hops")
+local held = redis.pcall("HMGET", KEYS[1], "index", "token", "hops")
 if held.err then
   local kind = redis.call("TYPE", KEYS[1]).ok
   if kind == "hash" or kind == "none" then return held end
@@ -256,7 +255,7 @@ if not mine then
 end
 
 local status = 1
-if KEYS[3] and (next or call("LINDEX", KEYS[3], 0)) then
+if KEYS[3] and (next or redis.pcall("LINDEX", KEYS[3], 0)) then
   local last, time = redis.pcall("GET", KEYS[2]) or "0", redis.pcall("TIME")
   last = type(last) == "string" and not time.err and string.find(last, "^%d+$") and tonumber(last) or 2^53
   local now = (time[1] or 0) * 1000000 + (time[2] or 0)
@@ -318,8 +317,8 @@ if KEYS[3] and (next or call("LINDEX", KEYS[3], 0)) then
     if handed then return handed end
   end
 end
-redis.call("DEL", lock)
-call("PUBLISH", release, lock)
+redis.call("DEL", KEYS[1])
+redis.pcall("PUBLISH", release, KEYS[1])
 return status == 1 and 0 or {status, 0, 0, 0}
 `)
 

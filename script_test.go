@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -86,6 +87,15 @@ func TestWire_scriptsDeclareTheirKeysAndAreNotRepeated(t *testing.T) {
 		require.NoError(t, l.Release(t.Context(), lease))
 		require.Equal(t, map[string]bool{"lock:42": true, "lockindex": true, "lock-waiters:42": true}, seen)
 	})
+}
+
+// Some proxies read scripts, and refuse one that calls Redis by another name, or
+// names a key by other than KEYS and a number.
+func TestScripts_callRedisAndNameKeysLiterally(t *testing.T) {
+	for name, source := range redfour.Scripts() {
+		rest := regexp.MustCompile(`redis\.(p?call\("|error_reply\()|KEYS\[[1-9]\]`).ReplaceAllString(source, "")
+		require.NotRegexp(t, `\b(redis|p?call|KEYS)\b`, rest, name)
+	}
 }
 
 func TestIndex_isAtLeastTheServersTimeAndGrows(t *testing.T) {
