@@ -146,6 +146,7 @@ type history struct {
 	away       map[string][]span // when each process did not run: it was stopped, or killed
 	freezes    []outage          // in which requests may have been delayed rather than lost
 	steady     bool              // nothing keeps anybody from renewing a lease
+	proxied    bool              // a request may arrive after its sender has given up the connection
 	mixed      bool              // there were several faults, so that an operation may have met more than one
 	end        instant
 }

@@ -292,6 +292,7 @@ func (h *history) between(id string, from, to instant, leases map[leaseKey]*leas
 // findBegins notes when each operation may first have taken effect. Attempts belong to all
 // waiters of a process: what was sent for one that has left is given to one who may have come
 // since. So a grant may be as old as the first of those calls that was there after the last grant.
+// Behind a proxy that includes the call which got the last grant: a copy of one of its attempts may arrive late.
 func (h *history) findBegins() {
 	type line struct{ process, id string }
 	waits := make(map[line][]*operation)
@@ -310,7 +311,7 @@ func (h *history) findBegins() {
 				continue
 			}
 			for _, other := range ops {
-				if other.result != granted && other.returns >= last {
+				if (other.result != granted || h.proxied && other != op) && other.returns >= last {
 					op.began = min(op.began, max(other.call, last))
 				}
 			}

@@ -109,6 +109,10 @@ func TestJudge(t *testing.T) {
 			op("a", wait, 0, 1, unknown, 0), op("a", wait, 2, 3, granted, 1), op("a", release, 4, 5, done, 1),
 			op("b", try, 6, 7, locked, 2), op("a", wait, 8, 9, granted, 2),
 		), []string{"order"}},
+		"locked by a copy of an attempt for the last": {with(tell(
+			op("a", wait, 0, 1, unknown, 0), op("a", wait, 2, 3, granted, 1), op("a", release, 4, 5, done, 1),
+			op("b", try, 6, 7, locked, 2), op("a", wait, 8, 9, granted, 2),
+		), func(h *history) { h.proxied = true }), nil},
 		"an index that falls": {tell(
 			op("a", try, 0, 1, granted, 2), op("a", release, 2, 3, done, 2), op("b", try, 4, 5, granted, 1),
 		), []string{"index", "order"}},

@@ -63,7 +63,7 @@ func runFault(t *testing.T, f fault, seed uint64) *verdict {
 	r.demandGrants("afterwards")
 
 	h := r.fleet.stop()
-	h.steady = f.steady
+	h.steady, h.proxied = f.steady, f.proxied
 	v := judge(h)
 	r.checkEnd(h, v)
 	return v
