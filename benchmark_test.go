@@ -57,6 +57,45 @@ func BenchmarkReal(b *testing.B) {
 	}
 }
 
+// Cycles on an id that no other process wants, while so many processes wait for
+// another. It reports the CPU time of Redis for a cycle.
+func BenchmarkRealBesideWaiters(b *testing.B) {
+	for _, waiting := range []int{0, 100, 1000} {
+		b.Run(fmt.Sprintf("processes=%d", waiting), func(b *testing.B) {
+			r := startReal(b)
+			l, client := r.lock(b), newClient(b, r.options())
+			for i := range waiting {
+				// What a Lock subscribes to while its callers wait.
+				pubsub := client.Subscribe(b.Context(), "lock-release", "lock-members", fmt.Sprint("lock-grant:", i))
+				b.Cleanup(func() { _ = pubsub.Close() })
+				for range 3 {
+					_, err := pubsub.Receive(b.Context())
+					require.NoError(b, err)
+				}
+			}
+			before := r.cpu(b)
+			for b.Loop() {
+				acquireAndRelease(b, l, "42")
+			}
+			b.ReportMetric(float64((r.cpu(b)-before).Nanoseconds())/1000/float64(b.N), "redis-µs/op")
+		})
+	}
+}
+
+// cpu returns the CPU time that the server has taken.
+func (r *realRedis) cpu(tb testing.TB) time.Duration {
+	tb.Helper()
+	info, err := r.admin.InfoMap(tb.Context(), "cpu").Result()
+	require.NoError(tb, err)
+	var sum float64
+	for _, field := range []string{"used_cpu_user", "used_cpu_sys"} {
+		seconds, err := strconv.ParseFloat(info["CPU"][field], 64)
+		require.NoError(tb, err)
+		sum += seconds
+	}
+	return time.Duration(sum * float64(time.Second))
+}
+
 // inTurn shares b.N calls among some callers.
 func inTurn(b *testing.B, callers int, call func(caller int)) {
 	b.Helper()

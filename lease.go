@@ -241,6 +241,8 @@ func (l *Lock) confirmOnce(ctx context.Context, lease *Lease) (acked int64, err 
 
 // A leaseState is what changes in the life of a lease.
 type leaseState struct {
+	by *server // the Lock that got the lease; nil: not known here. Never changes once a caller has the lease
+
 	mu       sync.Mutex    // guards what follows; taken by lock
 	same     *leaseState   // what counts instead of this; nil: this does
 	got      time.Time     // when it was asked for; zero: not here

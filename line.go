@@ -352,7 +352,7 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 	s.mu.Unlock()
 
 	r, err := s.server.try(s.life, patience, q, first.ttl, p, func(err error) { s.comesLate(ln, p, err) })
-	if err == nil && r.status != statusHeld && r.status != statusQueued {
+	if err == nil && r.status != statusHeld && r.status != statusQueued && r.status != statusUnqueued {
 		return s.won(ln, first, fresh, q, p, r)
 	}
 	s.mu.Lock()
@@ -580,6 +580,9 @@ func (s *subscriber) gateLocked(ln *line, y yield) bool {
 
 func (s *subscriber) serveLocked(ln *line, w *waiter, what served) {
 	s.removeLocked(ln, w)
+	if what.lease != nil {
+		what.lease.state.by = s.server
+	}
 	w.served <- what
 }
 

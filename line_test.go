@@ -1174,3 +1174,63 @@ func TestRelease_aLateCopyOfItLeavesTheQueue(t *testing.T) {
 		require.Empty(t, m.queued(t))
 	})
 }
+
+// A message goes to every waiting process of the namespace, so a release for no
+// waiter sends one only to clients that do not know of the queue.
+func TestRelease_isPublishedOnlyWhereAClientKnowsNoQueue(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		all := m.client(t).PSubscribe(t.Context(), "*")
+		defer func() { _ = all.Close() }()
+		_, err := all.Receive(t.Context())
+		require.NoError(t, err)
+		messages := all.Channel()
+		a, b := m.lock(t), m.lock(t)
+		mustAcquire(t, a, "42", time.Hour)
+		inLine(t.Context(), t, m, b, time.Hour)
+		synctest.Wait()
+		require.Empty(t, messages)
+		free := func() {
+			require.NoError(t, a.Release(t.Context(), mustAcquire(t, a, "free", time.Hour)))
+			synctest.Wait()
+		}
+		free()
+		require.Empty(t, messages)
+		listener(t, m)
+		free()
+		require.Len(t, messages, 1)
+	})
+}
+
+// A lease was granted by a message, so the waiters behind its holder are not in the
+// queue. It is released by another Lock, which does not know of them.
+func TestRelease_byAnotherLockWakesTheWaitersBehindTheHolder(t *testing.T) {
+	for name, release := range map[string]func(t *testing.T, b *redfour.Lock, lease *redfour.Lease) error{
+		"a copy of the lease": func(t *testing.T, b *redfour.Lock, lease *redfour.Lease) error {
+			return b.Release(t.Context(), &redfour.Lease{ID: lease.ID, Index: lease.Index, Token: lease.Token})
+		},
+		"the lease itself": func(t *testing.T, b *redfour.Lock, lease *redfour.Lease) error {
+			return b.Release(t.Context(), lease)
+		},
+		"by force": func(t *testing.T, b *redfour.Lock, lease *redfour.Lease) error {
+			return b.ForceRelease(t.Context(), lease.ID, lease.Index)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, m *mini) {
+				a, b := m.lock(t), m.lock(t)
+				lease := mustAcquire(t, b, "42", time.Hour)
+				first := inLine(t.Context(), t, m, a, time.Hour)
+				second := inLine(t.Context(), t, m, a, time.Hour)
+				require.NoError(t, b.Release(t.Context(), lease))
+				r := <-first
+				require.NoError(t, r.err)
+				synctest.Wait()
+				require.Empty(t, m.queued(t))
+				require.NoError(t, release(t, b, r.lease))
+				r = <-second
+				require.NoError(t, r.err)
+				require.Less(t, r.after, time.Second)
+			})
+		})
+	}
+}

@@ -329,6 +329,7 @@ func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 		return nil, r.locked(id)
 	}
 	lease := newLease(id, q.token, ttl, r)
+	lease.state.by = l.server
 	l.server.win(q, lease.Index)
 	if lease.Remaining() <= 0 {
 		l.events.counts.returned.Add(1)
@@ -657,7 +658,7 @@ func (r *release) send(ctx context.Context) {
 	}
 	if r.call == nil {
 		r.inTime = r.state.inTime()
-		r.call = r.l.server.sendRelease(ctx, r.key, r.offer.heir)
+		r.call = r.l.server.sendRelease(ctx, r.key, r.state.by != r.l.server, r.offer.heir)
 	}
 }
 

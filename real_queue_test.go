@@ -636,3 +636,35 @@ func goroutinesIn(t *testing.T, method string) int {
 	}
 	return sum
 }
+
+// The user of the waiter may not write the queue, or Redis is full. The members
+// channel must not count such a member as one that is in the queue.
+func TestRealWaitAcquire_aMemberThatTheQueueRefusesHearsReleases(t *testing.T) {
+	for name, refuse := range map[string]func(t *testing.T, r *realRedis) *redis.Options{
+		"no right to RPUSH": func(t *testing.T, r *realRedis) *redis.Options {
+			o := r.options()
+			r.user(t, "~*", "&*", "+@all", "-rpush")(o)
+			return o
+		},
+		"a queue that is none": func(t *testing.T, r *realRedis) *redis.Options {
+			r.do(t, "SET", "lock-waiters:42", "not a list")
+			return r.options()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := startReal(t)
+			a, b := r.lock(t), newLock(t, newClient(t, refuse(t, r)))
+			lease := mustAcquire(t, a, "42", time.Hour)
+			got := waitFor(t.Context(), b, "42", time.Hour)
+			eventually(t, func() bool {
+				n, err := r.admin.PubSubNumSub(t.Context(), "lock-release", "lock-members").Result()
+				return err == nil && n["lock-release"] == 1 && n["lock-members"] == 0
+			}, "the waiter listens to releases alone")
+			start := time.Now()
+			require.NoError(t, a.Release(t.Context(), lease))
+			w := <-got
+			require.NoError(t, w.err)
+			require.Less(t, time.Since(start), time.Second)
+		})
+	}
+}

@@ -67,6 +67,7 @@ func (n names) id(key string) (string, bool) { return strings.CutPrefix(key, n.n
 //	 4  the caller was granted it, and has not claimed it: the message has not come, or not yet
 //	 0  another lease has it, under index; a fifth value is its owner, "" if that is not known
 //	 3  a lease of a member has it, and the caller is in the queue: it will be handed over; the owner likewise
+//	 9  another lease has it, and the queue refused the caller's entry; the owner likewise
 //
 // The index is at least the server's time in µs, so that it keeps growing when
 // the counter is lost; see "Index" in docs/protocol.md. Numbers are
@@ -100,7 +101,7 @@ if left ~= -2 then
   local place = redis.pcall("LPOS", KEYS[3], entry) or redis.pcall("RPUSH", KEYS[3], entry)
   if type(place) == "table" then
     if string.find(place.err, "READONLY") then return place end
-    return {0, index, left, now, held[3] or ""}
+    return {9, index, left, now, held[3] or ""}
   end
   redis.pcall("PEXPIRE", KEYS[3], left + 60000)
   return {held[2] and 3 or 0, index, left, now, held[3] or ""}
@@ -168,7 +169,7 @@ if inbox then
   redis.pcall("PEXPIRE", KEYS[3], ttl + 60000)
   local grant = id .. " " .. ttl .. " " .. string.format("%.0f", now) .. " " .. KEYS[1]
   if type(redis.pcall("PUBLISH", inbox, grant)) == "number" then
-    return {type(place) == "number" and 3 or 0, index, tonumber(ttl), now, owner}
+    return {type(place) == "number" and 3 or 9, index, tonumber(ttl), now, owner}
   end
   redis.pcall("LREM", KEYS[3], 1, entry)
   redis.call("HSET", KEYS[1], "token", ARGV[2], "owner", ARGV[4])
@@ -202,9 +203,10 @@ return {1, 0, 0, 0}
 //	ARGV 1 index, or "" for whichever index the token has
 //	     2 token, or "" for a lease of npm redfour
 //	     3 what channels begin with  4 the highest index that the caller knows of
+//	     5 "1" if waiters of the process that got the lease may not be in the queue, and the caller is another
 //	     and where somebody waits in the caller's process:
-//	     5 his token  6 his ttl in ms  7 "1" while the caller's turn goes on
-//	     8 the caller's entry, "" if it cannot be queued  9 "1" if others wait behind him  10 he as an owner, "" for none
+//	     6 his token  7 his ttl in ms  8 "1" while the caller's turn goes on
+//	     9 the caller's entry, "" if it cannot be queued  10 "1" if others wait behind him  11 he as an owner, "" for none
 //
 //	 1  released: the lock is free, or somebody has it and the caller could not enter the queue
 //	 5  handed to the next waiter of the caller's process, under index; if others wait behind him, the caller is in the
@@ -221,6 +223,12 @@ return {1, 0, 0, 0}
 // All that must be read is read before the first write, and trouble with it means a release to nobody. The
 // first write is one that a server allows which is full; then it allows the rest. What a user may lack the
 // rights for goes through pcall. A release to nobody needs DEL, and a PUBLISH that may be refused.
+//
+// Every waiting process of the namespace gets that message, so it is sent only where a waiter may need it. A member
+// that waits is in the queue, or looks when its subscription is confirmed; or it waits for its own process, which
+// wakes it. A waiter that knows no queue listens to releases, and not to the members channel. If the
+// queue was not empty, its entries may belong to members that Redis took for dead. A lease that is gone may have gone
+// with its queue, so those answers are always published.
 //
 // At every 64th hand-over without a break the lock is released openly if more listen to releases than the
 // members who wait: npm clients do not hear of grants, and would wait for ever.
@@ -241,7 +249,7 @@ if ARGV[1] == "" then
 else
   mine = held[1] == ARGV[1] and (held[2] or "") == ARGV[2]
 end
-local next, release = ARGV[5], ARGV[3] .. "release"
+local next, release = ARGV[6], ARGV[3] .. "release"
 if not mine then
   local left = redis.call("PTTL", KEYS[1])
   if left == -2 then
@@ -251,11 +259,14 @@ if not mine then
     return {-1, 0, 0, 0}
   end
   if left == -1 then return redis.error_reply("REDFOUR 1 hash without expiry") end
-  return {next and held[2] == next and 8 or -2, tonumber(held[1]) or 0, left, 0}
+  if next and held[2] == next then return {8, tonumber(held[1]) or 0, left, 0} end
+  redis.pcall("PUBLISH", release, KEYS[1])
+  return {-2, tonumber(held[1]) or 0, left, 0}
 end
 
-local status = 1
+local status, announce = 1, not KEYS[3] or ARGV[5] == "1"
 if KEYS[3] and (next or redis.pcall("LINDEX", KEYS[3], 0)) then
+  announce = true
   local last, time = redis.pcall("GET", KEYS[2]) or "0", redis.pcall("TIME")
   last = type(last) == "string" and not time.err and string.find(last, "^%d+$") and tonumber(last) or 2^53
   local now = (time[1] or 0) * 1000000 + (time[2] or 0)
@@ -274,18 +285,18 @@ if KEYS[3] and (next or redis.pcall("LINDEX", KEYS[3], 0)) then
       and type(redis.pcall("HSET", KEYS[1], "index", id, "token", token, "hops", hops, "owner", owner)) == "number"
   end
   if status == 1 and index < 2^53 then
-    local entry, more, popped = ARGV[8] or "", ARGV[9] == "1", false
+    local entry, more, popped = ARGV[9] or "", ARGV[10] == "1", false
     local function hand()
-      if not next or not lease(next, ARGV[6], ARGV[10]) then return false end
+      if not next or not lease(next, ARGV[7], ARGV[11]) then return false end
       if more and popped then
         redis.pcall("RPUSH", KEYS[3], entry)
-        redis.pcall("PEXPIRE", KEYS[3], ARGV[6] + 60000)
+        redis.pcall("PEXPIRE", KEYS[3], ARGV[7] + 60000)
       elseif not more and entry ~= "" and not popped then
         redis.pcall("LREM", KEYS[3], 1, entry)
       end
-      return {5, index, tonumber(ARGV[6]), now}
+      return {5, index, tonumber(ARGV[7]), now}
     end
-    local handed = ARGV[7] == "1" and hand()
+    local handed = ARGV[8] == "1" and hand()
     if handed then return handed end
     local self = string.match(entry, "^%S+")
     for _ = 1, 100 do
@@ -317,8 +328,12 @@ if KEYS[3] and (next or redis.pcall("LINDEX", KEYS[3], 0)) then
     if handed then return handed end
   end
 end
+if not announce then
+  local n = redis.pcall("PUBSUB", "NUMSUB", release, ARGV[3] .. "members")
+  announce = n.err or n[2] > n[4]
+end
 redis.call("DEL", KEYS[1])
-redis.pcall("PUBLISH", release, KEYS[1])
+if announce then redis.pcall("PUBLISH", release, KEYS[1]) end
 return status == 1 and 0 or {status, 0, 0, 0}
 `)
 
@@ -399,6 +414,7 @@ const (
 	statusGranted  = 6 // release: to another member; the caller, if it has waiters, is in the queue
 	statusOpen     = 7 // release: to whoever is not in the queue
 	statusTaken    = 8 // release: the next waiter has the lock already
+	statusUnqueued = 9 // acquire: held, and the queue refused the caller's entry
 	statusNobody   = -1
 	statusConflict = -2
 )
@@ -569,6 +585,9 @@ func (s *server) acquire(
 		r, err := s.run(ctx, d, b, sc, append(sc.words(3, 9),
 			lock, b.counterKey, b.queue(id), ttl.Milliseconds(), token, highest, s.owner,
 			p.entry, s.member, p.claimed, flag(p.expiry), b.prefix))
+		if r.status == statusUnqueued {
+			s.fallBack("the queue refused an entry")
+		}
 		if !refusesKeys(err) {
 			return r.lasting(ttl), err
 		}
@@ -609,12 +628,18 @@ func refusesKeys(err error) bool {
 // the queue, and not the lock itself.
 func (s *server) noteRefusal(refused bool, err error) {
 	if refused && !redis.IsPermissionError(err) {
-		if s.mayQueue() {
-			s.events.fellBack("no right to the key of the queue")
-		}
-		now := time.Now()
-		s.refused.Store(&now)
+		s.fallBack("no right to the key of the queue")
 	}
+}
+
+// fallBack makes this Lock wait without queues for a while. Its subscription then
+// leaves the members channel, so that releases are published to it.
+func (s *server) fallBack(reason string) {
+	if s.mayQueue() {
+		s.events.fellBack(reason)
+	}
+	now := time.Now()
+	s.refused.Store(&now)
 }
 
 // leave tries once to take an entry out of the queue of id.
@@ -636,28 +661,32 @@ type heir struct {
 
 // release tries once to end a lease, and to give its lock to the next.
 func (s *server) release(ctx context.Context, l leaseKey, h heir) (reply, error) {
-	return s.awaitRelease(ctx, s.sendRelease(ctx, l, h))
+	return s.awaitRelease(ctx, s.sendRelease(ctx, l, true, h))
 }
 
 // releaseToken is release for a lease whose index is not known.
 func (s *server) releaseToken(ctx context.Context, id, token string) (reply, error) {
-	return s.awaitRelease(ctx, s.sendReleaseAs(ctx, id, "", token, heir{}))
+	return s.awaitRelease(ctx, s.sendReleaseAs(ctx, id, "", token, true, heir{}))
 }
 
-// sendRelease sends the release of a lease, of which awaitRelease has the answer.
-func (s *server) sendRelease(ctx context.Context, l leaseKey, h heir) *call {
-	return s.sendReleaseAs(ctx, l.id, strconv.FormatInt(l.index, 10), l.token, h)
+// sendRelease sends the release of a lease, of which awaitRelease has the answer. It is foreign if another process
+// may have got the lease.
+func (s *server) sendRelease(ctx context.Context, l leaseKey, foreign bool, h heir) *call {
+	return s.sendReleaseAs(ctx, l.id, strconv.FormatInt(l.index, 10), l.token, foreign, h)
 }
 
-func (s *server) sendReleaseAs(ctx context.Context, id, index, token string, h heir) *call {
+func (s *server) sendReleaseAs(ctx context.Context, id, index, token string, foreign bool, h heir) *call {
 	b, sc := s.bucket(id), s.releasing
 	lock := b.lock(id)
 	if !s.mayQueue() {
 		return s.sendAloneRelease(ctx, b, lock, index, token)
 	}
-	words := append(sc.words(3, 10), lock, b.counterKey, b.queue(id), index, token, b.prefix, b.highest.Load())
-	if h.token != "" {
-		words = append(words, h.token, h.ttl.Milliseconds(), flag(h.turn), h.entry, flag(h.more), s.owner)
+	words := append(sc.words(3, 11), lock, b.counterKey, b.queue(id), index, token, b.prefix, b.highest.Load())
+	switch {
+	case h.token != "":
+		words = append(words, flag(foreign), h.token, h.ttl.Milliseconds(), flag(h.turn), h.entry, flag(h.more), s.owner)
+	case foreign:
+		words = append(words, flag(true))
 	}
 	return s.send(newCall(ctx, b, sc, words))
 }
