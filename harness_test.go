@@ -462,6 +462,10 @@ func mustAcquire(t *testing.T, l *redfour.Lock, id string, ttl time.Duration) *r
 	return lease
 }
 
+// counted is how much of a ttl counts for the deadline of a lease: all but the margin for
+// clocks that differ in rate.
+func counted(ttl time.Duration) time.Duration { return ttl - max(ttl/1000, time.Millisecond) }
+
 // enough bounds everything that is to happen in a moment. A test that passes does
 // not wait that long; it is shorter than the looks that waiters take unasked.
 const enough = 20 * time.Second

@@ -50,9 +50,26 @@ func (l *Lease) key() leaseKey { return leaseKey{l.ID, l.Index, l.Token} }
 func newLease(id, token string, ttl time.Duration, r reply) *Lease {
 	return &Lease{
 		ID: id, Index: r.index, Token: token, TTL: ttl,
-		state: &leaseState{got: r.sent, deadline: r.sent.Add(min(ttl, r.left)), ttl: ttl},
+		state: &leaseState{got: r.sent, deadline: deadlineOf(r.sent, min(ttl, r.left)), ttl: ttl},
 	}
 }
+
+// deadlineOf returns the deadline of a lease that was asked for at the given time, and
+// lasts for ttl then. Every deadline is made here.
+func deadlineOf(sent time.Time, ttl time.Duration) time.Time {
+	return sent.Add(ttl - margin(ttl))
+}
+
+// margin is how long before the end of ttl a deadline is, by the clock of this process.
+// It covers a clock of Redis that gains on ours by 1000 ppm, and 1 ms at least, because
+// Redis counts in milliseconds. A ttl of 1 ms keeps a half of it.
+func margin(ttl time.Duration) time.Duration {
+	return min(max(drift(ttl), time.Millisecond), ttl/2)
+}
+
+// drift is by how much two clocks may differ after d: 1000 ppm of it. A chronyd or ntpd
+// that slews both by 500 ppm, in opposite directions, makes them differ that much.
+func drift(d time.Duration) time.Duration { return d.Abs() / 1000 }
 
 // shared returns the lease's state, or a new one that nobody shares.
 func (l *Lease) shared() *leaseState {
@@ -86,13 +103,19 @@ func checkLease(l *Lease) error {
 // FLUSHALL). It is counted from before the request was sent, so Redis keeps the
 // lock a little longer. Renewals move it; after a release or a loss it is in the
 // past, or zero if it was.
+//
+// The clocks of this host and of Redis may differ in rate by 1000 ppm: Deadline is
+// 0.1 % of the ttl before its end, at least 1 ms (or half of a ttl below 2 ms). If they
+// differ by more, Deadline promises too much. The README says what to set in chronyd
+// and ntpd. It also promises too much after a suspension of this host or virtual
+// machine, whose monotonic clock stops meanwhile.
+//
 // It is zero in a process that has neither acquired nor renewed the lease, and in a
 // Lease made by hand rather than decoded from JSON. What another process, or a Lease
 // decoded apart from this one, does with the lease is not seen here, unless this
 // Lock keeps it alive: if it renews the lease for less, or ends it, Deadline promises
 // too much. The same goes for an npm client that renews it and for a PEXPIRE of its key:
-// Deadline promises too much until the next renewal, which restores the ttl. A host
-// that was suspended may not have counted that time.
+// Deadline promises too much until the next renewal, which restores the ttl.
 func (l *Lease) Deadline() time.Time {
 	return l.shared().held()
 }
@@ -449,7 +472,7 @@ func (s *leaseState) begin(ttl time.Duration) (over chan struct{}, _ time.Durati
 		}
 	}
 	s.before = s.deadline
-	if deadline := time.Now().Add(ttl); !s.deadline.IsZero() && deadline.Before(s.deadline) {
+	if deadline := deadlineOf(time.Now(), ttl); !s.deadline.IsZero() && deadline.Before(s.deadline) {
 		s.deadline = deadline
 		s.tellKeepers()
 	}
@@ -479,7 +502,7 @@ func (s *leaseState) renewed(sent time.Time, ttl time.Duration) {
 	if s.shortest > 0 {
 		ttl = min(ttl, s.shortest)
 	}
-	s.deadline = sent.Add(ttl)
+	s.deadline = deadlineOf(sent, ttl)
 	s.tellKeepers()
 }
 
@@ -863,7 +886,7 @@ func (s *leaseState) terms(started time.Time) (due, deadline time.Time) {
 	s = s.lock()
 	defer s.mu.Unlock()
 	if s.deadline.IsZero() {
-		return started, started.Add(s.ttl)
+		return started, deadlineOf(started, s.ttl)
 	}
 	return s.dueLocked(), s.deadline
 }
@@ -875,7 +898,7 @@ func (s *leaseState) dueLocked() time.Time {
 	if s.shortest > 0 {
 		counted = min(counted, s.shortest)
 	}
-	return s.deadline.Add(-counted * 2 / 3)
+	return s.deadline.Add(margin(counted) - counted*2/3)
 }
 
 // deadlinePassed says why a lease could not be kept alive.

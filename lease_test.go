@@ -80,7 +80,7 @@ func TestLease_travels(t *testing.T) {
 		arrived := travel(t, lease)
 		before := time.Now()
 		require.NoError(t, there.Renew(t.Context(), arrived, 3*time.Minute))
-		require.Equal(t, before.Add(3*time.Minute), arrived.Deadline())
+		require.Equal(t, before.Add(counted(3*time.Minute)), arrived.Deadline())
 		twin := *arrived
 		kept, stop := there.KeepAlive(t.Context(), &twin)
 		defer stop()
@@ -170,7 +170,7 @@ func TestKeepAlive_unknownDeadlineIsRenewedAtOnce(t *testing.T) {
 		defer stop()
 		pass(time.Second)
 		require.Equal(t, []time.Duration{0}, sent())
-		require.Equal(t, 29*time.Second, lease.Remaining())
+		require.Equal(t, counted(30*time.Second)-time.Second, lease.Remaining())
 	})
 }
 
@@ -204,7 +204,7 @@ func TestKeepAlive_doesNotUndoARenewalByHand(t *testing.T) {
 		way.beforeScript(once(isRenew, func() error { pass(100 * time.Millisecond); return nil }))
 		require.NoError(t, l.Renew(t.Context(), lease, 3*time.Second))
 		synctest.Wait()
-		require.Equal(t, 2900*time.Millisecond, lease.Remaining())
+		require.Equal(t, counted(3*time.Second)-100*time.Millisecond, lease.Remaining())
 		require.LessOrEqual(t, m.TTL("lock:42"), 3*time.Second)
 	})
 }
@@ -280,7 +280,7 @@ func TestKeepAlive_lossIsSignalledAtADeadlineThatCameNearer(t *testing.T) {
 		defer cancel()
 		require.Error(t, l.Renew(ctx, lease, 5*time.Second))
 		<-kept.Done()
-		require.Equal(t, 5*time.Second, time.Since(start))
+		require.Equal(t, counted(5*time.Second), time.Since(start))
 		close(hang)
 	})
 }
@@ -327,8 +327,8 @@ func TestKeepAlive_followsALeaseFromJSON(t *testing.T) {
 		defer stop()
 		arrived := travel(t, lease)
 		require.NoError(t, l.Renew(t.Context(), arrived, 3*time.Second))
-		require.Equal(t, 3*time.Second, lease.Remaining())
-		require.Equal(t, 3*time.Second, arrived.Remaining())
+		require.Equal(t, counted(3*time.Second), lease.Remaining())
+		require.Equal(t, counted(3*time.Second), arrived.Remaining())
 		pass(time.Minute)
 		require.NoError(t, kept.Err())
 		require.Positive(t, lease.Remaining())
@@ -352,7 +352,7 @@ func TestKeepAlive_twinsShareWhatIsKnown(t *testing.T) {
 		kept, stop := l.KeepAlive(t.Context(), lease)
 		defer stop()
 		synctest.Wait()
-		require.Equal(t, 10*time.Second, twin.Remaining())
+		require.Equal(t, counted(10*time.Second), twin.Remaining())
 
 		pass(20 * time.Second)
 		require.NoError(t, kept.Err())
@@ -383,7 +383,7 @@ func TestKeepAlive_twinsTellEachOtherWhatTheyKnew(t *testing.T) {
 		defer stop()
 		require.Zero(t, twin.Remaining(), "not known yet")
 		require.ErrorIs(t, l.Renew(canceledAfter(t, time.Second), lease, time.Minute), redis.ErrPoolTimeout)
-		require.Equal(t, 9*time.Second, twin.Remaining())
+		require.Equal(t, counted(10*time.Second)-time.Second, twin.Remaining())
 		require.NoError(t, kept.Err())
 
 		over := mustAcquire(t, l, "43", 10*time.Second)
@@ -636,5 +636,69 @@ func TestKeepAlive_restoresATTLThatWasShortenedFromOutside(t *testing.T) {
 		pass(3100 * time.Millisecond) // the first renewal comes after 3 s
 		require.NoError(t, kept.Err())
 		require.Greater(t, m.TTL("lock:42"), 8*time.Second)
+	})
+}
+
+// The margin of a deadline covers a clock of the server that gains 1000 ppm on ours.
+func TestDeadline_isKeptByAServerWhoseClockGains1000ppm(t *testing.T) {
+	for n, ttl := range []time.Duration{
+		time.Millisecond, time.Millisecond, time.Second, time.Second, time.Hour, time.Hour,
+	} {
+		renewed := n%2 == 1
+		t.Run(fmt.Sprint(ttl, renewed), func(t *testing.T) {
+			bubble(t, func(t *testing.T, m *mini) {
+				l := m.lock(t)
+				began := time.Now()
+				lease := mustAcquire(t, l, "42", ttl)
+				require.Positive(t, lease.Remaining())
+				if renewed {
+					require.NoError(t, l.Renew(t.Context(), lease, 2*ttl))
+				}
+				pass(lease.Remaining())
+				passed := time.Since(began)
+				m.SetTime(began.Add(passed + passed/1000))
+				require.True(t, m.Exists("lock:42"))
+			})
+		})
+	}
+}
+
+// A grant is dated by the server's clock, which gained while the member waited.
+func TestDeadline_ofAGrantIsKeptByAServerWhoseClockGains1000ppm(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		a, b := m.lock(t), m.lock(t)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		got := inLine(t.Context(), t, m, b, time.Minute)
+		began := time.Now()
+		gain := func() {
+			passed := time.Since(began)
+			m.SetTime(began.Add(passed + passed/1000))
+		}
+		pass(29 * time.Second)
+		gain()
+		require.NoError(t, a.Release(t.Context(), lease))
+		granted := (<-got).lease
+		pass(granted.Remaining())
+		gain()
+		require.Equal(t, granted.Token, m.HGet("lock:42", "token"))
+	})
+}
+
+// What a waiter knows of a lease in its process is when it ends in Redis. A deadline
+// that is earlier must not make it look twice.
+func TestWaitAcquire_looksOnceAtTheEndOfALeaseOfItsProcess(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		first := inLine(t.Context(), t, m, b, 15*time.Second)
+		second := waitFor(t.Context(), b, "42", time.Second)
+		synctest.Wait()
+		require.NoError(t, a.Release(t.Context(), lease))
+		takeLease(t, first)
+		synctest.Wait()
+		sent := way.sent()
+		takeLease(t, second)
+		require.Equal(t, sent+1, way.sent())
 	})
 }

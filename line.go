@@ -592,7 +592,8 @@ func (s *subscriber) serveLocked(ln *line, w *waiter, what served) {
 func (s *subscriber) heldHereLocked(ln *line, y yield) {
 	ln.ours = true
 	owner, _ := s.server.owner.(string)
-	ln.toldLocked(&LockedError{ID: ln.id, Index: y.lease.Index, TTL: y.lease.Remaining(), Owner: owner})
+	left := y.lease.Remaining() + margin(y.lease.TTL) // in Redis, where the lease ends for the waiters
+	ln.toldLocked(&LockedError{ID: ln.id, Index: y.lease.Index, TTL: left, Owner: owner})
 	ln.again, ln.shy = ln.trying && y.tried == nil, false
 	switch {
 	case ln.trying:

@@ -58,7 +58,8 @@ func TestRelease_grantsToTheFirstInTheQueueByAMessage(t *testing.T) {
 		require.Greater(t, r.lease.Index, lease.Index)
 		require.Equal(t, m.HGet("lock:42", "token"), r.lease.Token)
 		require.Equal(t, time.Minute, r.lease.TTL)
-		require.InDelta(t, time.Minute, r.lease.Remaining(), float64(time.Millisecond))
+		gained := 7 * time.Millisecond // by the server's clock at most, since the member's attempt
+		require.InDelta(t, counted(time.Minute)-gained, r.lease.Remaining(), float64(time.Millisecond))
 		require.LessOrEqual(t, r.lease.Remaining(), m.TTL("lock:42"))
 		require.Empty(t, m.queued(t))
 		require.NoError(t, b.Renew(t.Context(), r.lease, time.Hour))

@@ -14,8 +14,9 @@
 // A lock is a lease: it ends after its ttl unless it is renewed, so that a holder
 // that died does not hold it for ever. While Redis keeps its data, at
 // most one lease of an id holds in Redis at any time, and [Lease.Deadline] never
-// promises more than Redis keeps, if their clocks run at the same rate and nobody
-// elsewhere renews the lease for less or ends it. But nothing stops a holder that is
+// promises more than Redis keeps, if the rates of their clocks differ by at most
+// 1000 ppm, this host was not suspended, and nobody elsewhere renews the lease for less
+// or ends it. But nothing stops a holder that is
 // frozen, or slow to notice, from working on after its deadline. Nor does
 // anything here help when Redis loses the lease: by a failover to a replica that had
 // not received it, a restart without its data, an eviction or a FLUSHALL. [WithReplicas] makes the first
@@ -272,7 +273,8 @@ func Open(rawURL string, opts ...Option) (*Lock, error) {
 const acquireTime = 5 * time.Second
 
 // Acquire tries once to take the lock of id for ttl, and does not wait for a
-// holder. The ttl is at least 1 ms, and is rounded down to whole milliseconds. The id
+// holder. The ttl is at least 1 ms, and is rounded down to whole milliseconds. A ttl
+// of a few ms is mostly over when the reply arrives (see [Lease.Deadline]). The id
 // is non-empty valid UTF-8; any content is fine.
 //
 // While others wait, a release hands the lock to them and it is never free, so that Acquire finds it

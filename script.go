@@ -967,7 +967,8 @@ func (s *server) lease(b *bucket, g grant) (lease *Lease, exact bool) {
 	sent := now
 	if r := b.clock.Load(); r != nil {
 		since := min(max(g.micros-r.micros-1, -farMicros), farMicros) // Both were rounded down.
-		sent = r.sent.Add(time.Duration(since) * time.Microsecond)
+		counted := time.Duration(since) * time.Microsecond            // by the server's clock
+		sent = r.sent.Add(counted - drift(counted))
 		exact = !sent.After(now)
 	}
 	if !exact {

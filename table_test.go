@@ -57,7 +57,7 @@ var table = []struct {
 		lease := mustAcquire(t, l, "acquire free", time.Minute)
 		require.Equal(t, time.Minute, lease.TTL)
 		require.True(t, lease.Immediate)
-		require.WithinRange(t, lease.Deadline(), before.Add(time.Minute), time.Now().Add(time.Minute))
+		require.WithinRange(t, lease.Deadline(), before.Add(counted(time.Minute)), time.Now().Add(counted(time.Minute)))
 		require.Equal(t, map[string]string{"index": strconv.FormatInt(lease.Index, 10), "token": lease.Token, "owner": "worker 7, ü"},
 			client.HGetAll(t.Context(), s.lock("acquire free")).Val())
 		require.LessOrEqual(t, client.PTTL(t.Context(), s.lock("acquire free")).Val(), time.Minute)
@@ -301,7 +301,7 @@ var table = []struct {
 		for _, ttl := range []time.Duration{time.Hour, time.Second} {
 			before := time.Now()
 			require.NoError(t, l.Renew(t.Context(), lease, ttl))
-			require.WithinRange(t, lease.Deadline(), before.Add(ttl), time.Now().Add(ttl))
+			require.WithinRange(t, lease.Deadline(), before.Add(counted(ttl)), time.Now().Add(counted(ttl)))
 			left := client.PTTL(t.Context(), s.lock("renew")).Val()
 			require.LessOrEqual(t, left, ttl)
 			require.Greater(t, left, ttl/2)
