@@ -50,7 +50,7 @@ func (l *Lease) key() leaseKey { return leaseKey{l.ID, l.Index, l.Token} }
 func newLease(id, token string, ttl time.Duration, r reply) *Lease {
 	return &Lease{
 		ID: id, Index: r.index, Token: token, TTL: ttl,
-		state: &leaseState{got: r.sent, deadline: deadlineOf(r.sent, min(ttl, r.left)), ttl: ttl},
+		state: &leaseState{got: r.sent, deadline: deadlineOf(r.sent, min(ttl, r.left)), ttl: ttl, counted: ttl},
 	}
 }
 
@@ -244,7 +244,11 @@ func (l *Lock) confirmOnce(ctx context.Context, lease *Lease) (acked int64, err 
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(l.replication.timeout+patience, lease.TTL))
 	defer cancel()
 	done := make(chan confirmation, 1) // the one result, which nobody may wait for
-	l.crew.Start(func() { done <- l.server.confirm(bounded, lease.key(), lease.TTL, l.replication) })
+	over := make(chan struct{})        // closed after that
+	l.crew.Start(func() {
+		defer close(over)
+		done <- l.server.confirm(bounded, lease.key(), lease.TTL, l.replication)
+	})
 	got := confirmation{err: &givenUpError{errNoAnswer, nil}}
 	select {
 	case got = <-done:
@@ -255,7 +259,7 @@ func (l *Lock) confirmOnce(ctx context.Context, lease *Lease) (acked int64, err 
 	}
 	switch _, givenUp := errors.AsType[*givenUpError](got.err); {
 	case givenUp, judge(got.err) == unknown:
-		lease.state.unresolved(lease.TTL)
+		l.doubtRenewal(lease.state, lease.TTL, over)
 	case got.err == nil:
 		lease.state.renewed(got.sent, lease.TTL)
 	}
@@ -270,9 +274,10 @@ type leaseState struct {
 	same     *leaseState   // what counts instead of this; nil: this does
 	got      time.Time     // when it was asked for; zero: not here
 	deadline time.Time     // zero: not known here
-	before   time.Time     // deadline, before the last attempt to renew
 	ttl      time.Duration // of the last grant or renewal
-	shortest time.Duration // of the renewals whose outcome is unknown; 0: none
+	counted  time.Duration // of it, for the deadline: less, if a renewal for less may come yet
+	before   counting      // deadline and counted, before the last attempt to renew
+	doubts   []*doubt      // renewals that may come yet
 	over     error         // why the lease does not hold; nil while it may
 	overAt   time.Time     // when that became known
 	released bool          // a release was sent in time, and may have run
@@ -282,6 +287,19 @@ type leaseState struct {
 	turn    chan struct{}   // holds one element while a renewal is made; nil before the first
 	renewal chan struct{}   // closed when the last one is over; nil before the first
 	keepers []chan struct{} // told when the rest changes; one for each Lock that keeps the lease alive
+}
+
+// A counting is how a deadline came about.
+type counting struct {
+	deadline time.Time
+	counted  time.Duration
+}
+
+// A doubt is a renewal of unknown outcome. Redis may run it late, after renewals that
+// were answered, and it then leaves its own ttl.
+type doubt struct {
+	ttl   time.Duration
+	until time.Time // then it cannot come any more; zero while it is on its way
 }
 
 // lock locks the state that counts, and returns it.
@@ -320,7 +338,7 @@ func (s *leaseState) join(other *leaseState) {
 	other.ended = other.ended || s.ended
 	other.told = other.told || s.told
 	if other.deadline.IsZero() {
-		other.deadline = s.deadline
+		other.deadline, other.counted = s.deadline, s.counted
 	}
 	if other.over == nil {
 		other.over, other.overAt = s.over, s.overAt
@@ -471,9 +489,9 @@ func (s *leaseState) begin(ttl time.Duration) (over chan struct{}, _ time.Durati
 			return nil, 0, nil
 		}
 	}
-	s.before = s.deadline
+	s.before = counting{s.deadline, s.counted}
 	if deadline := deadlineOf(time.Now(), ttl); !s.deadline.IsZero() && deadline.Before(s.deadline) {
-		s.deadline = deadline
+		s.deadline, s.counted = deadline, ttl
 		s.tellKeepers()
 	}
 	s.renewal = make(chan struct{})
@@ -487,32 +505,54 @@ const whenDue = 0
 func (s *leaseState) refused(renewal chan struct{}) {
 	s = s.lock()
 	defer s.mu.Unlock()
-	if s.renewal == renewal && !s.before.IsZero() {
-		s.deadline = s.before
+	if s.renewal == renewal && !s.before.deadline.IsZero() {
+		s.deadline, s.counted = s.before.deadline, s.before.counted
 		s.tellKeepers()
 	}
 }
 
-// renewed says that the renewal that was sent at that time is in force. One whose
-// outcome is unknown may still come after it, and then leaves its own ttl.
+// renewed says that the renewal that was sent at that time is in force. It counts for
+// no more than one that may still come after it.
 func (s *leaseState) renewed(sent time.Time, ttl time.Duration) {
 	s = s.lock()
 	defer s.mu.Unlock()
-	s.ttl = ttl
-	if s.shortest > 0 {
-		ttl = min(ttl, s.shortest)
+	s.ttl, s.counted = ttl, ttl
+	s.doubts = slices.DeleteFunc(s.doubts, func(d *doubt) bool { return !d.until.IsZero() && !sent.Before(d.until) })
+	for _, d := range s.doubts {
+		s.counted = min(s.counted, d.ttl)
 	}
-	s.deadline = deadlineOf(sent, ttl)
+	s.deadline = deadlineOf(sent, s.counted)
 	s.tellKeepers()
 }
 
-// unresolved says that a renewal for ttl may or may not have come, or may come yet.
-func (s *leaseState) unresolved(ttl time.Duration) {
+// doubtRenewal notes that a renewal for ttl may or may not have come, or may come yet.
+// The channel is closed when the client is done with it. What the client had sent by
+// then may be on its way for a little longer: in a proxy, or in the send buffer of a
+// connection that was closed. That it takes longer than cleanupTime is taken to be as
+// rare as any request that comes so late.
+func (l *Lock) doubtRenewal(state *leaseState, ttl time.Duration, over <-chan struct{}) {
+	d := state.addDoubt(ttl)
+	l.crew.Start(func() {
+		<-over
+		state.settle(d, time.Now().Add(cleanupTime))
+	})
+}
+
+// addDoubt adds a doubt. One that lasts no longer than it, and caps no more, is dropped.
+func (s *leaseState) addDoubt(ttl time.Duration) *doubt {
 	s = s.lock()
 	defer s.mu.Unlock()
-	if s.shortest == 0 || ttl < s.shortest {
-		s.shortest = ttl
-	}
+	s.doubts = slices.DeleteFunc(s.doubts, func(d *doubt) bool { return !d.until.IsZero() && d.ttl >= ttl })
+	d := &doubt{ttl: ttl}
+	s.doubts = append(s.doubts, d)
+	return d
+}
+
+// settle says when a doubt ends.
+func (s *leaseState) settle(d *doubt, until time.Time) {
+	s = s.lock()
+	defer s.mu.Unlock()
+	d.until = until
 }
 
 func (s *leaseState) tellKeepers() {
@@ -580,7 +620,7 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 	}
 	switch {
 	case err != nil && judge(err) == unknown:
-		state.unresolved(ttl)
+		l.doubtRenewal(state, ttl, over)
 	case err != nil:
 		state.refused(over)
 	case r.status != statusDone:
@@ -894,11 +934,7 @@ func (s *leaseState) terms(started time.Time) (due, deadline time.Time) {
 // dueLocked is when a third of the ttl has passed. If the deadline is not known that
 // is long ago.
 func (s *leaseState) dueLocked() time.Time {
-	counted := s.ttl
-	if s.shortest > 0 {
-		counted = min(counted, s.shortest)
-	}
-	return s.deadline.Add(margin(counted) - counted*2/3)
+	return s.deadline.Add(margin(s.counted) - s.counted*2/3)
 }
 
 // deadlinePassed says why a lease could not be kept alive.

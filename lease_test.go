@@ -285,7 +285,7 @@ func TestKeepAlive_lossIsSignalledAtADeadlineThatCameNearer(t *testing.T) {
 	})
 }
 
-// Then the renewal by hand is worth no more than the lost one, and the pace is that
+// For 5 s the renewal by hand is worth no more than the lost one, and the pace is that
 // of the shorter.
 func TestKeepAlive_isNotHurriedByALostReply(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
@@ -299,7 +299,7 @@ func TestKeepAlive_isNotHurriedByALostReply(t *testing.T) {
 		require.NoError(t, l.Renew(t.Context(), lease, time.Minute))
 		sent := renewals(way)
 		pass(28 * time.Second)
-		require.Len(t, sent(), 9)
+		require.Equal(t, []time.Duration{3 * time.Second, 6 * time.Second, 26 * time.Second}, sent())
 	})
 }
 
@@ -700,5 +700,52 @@ func TestWaitAcquire_looksOnceAtTheEndOfALeaseOfItsProcess(t *testing.T) {
 		sent := way.sent()
 		takeLease(t, second)
 		require.Equal(t, sent+1, way.sent())
+	})
+}
+
+// The reply to a renewal for less is lost. Once it can no longer come, later renewals
+// count in full, and the lease is renewed at their pace.
+func TestKeepAlive_recoversFromALostReplyToAShortRenewal(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Minute)
+		way.afterScript(once(isRenew, lostReply))
+		require.NoError(t, l.Renew(t.Context(), lease, 100*time.Millisecond))
+		require.NoError(t, l.Renew(t.Context(), lease, time.Minute))
+		require.Equal(t, counted(100*time.Millisecond), lease.Remaining(), "the other may still come")
+		kept, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		pass(5200 * time.Millisecond)
+		require.Greater(t, lease.Remaining(), 59*time.Second)
+		sent := renewals(way)
+		pass(time.Minute)
+		require.Len(t, sent(), 3)
+		require.NoError(t, kept.Err())
+	})
+}
+
+// As long as the client has not given it up, a renewal for less may still be sent.
+func TestRenew_countsInFullOnlyAfterARenewalThatHangsIsOver(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", time.Hour)
+		hang := make(chan struct{})
+		way.beforeScript(once(isRenew, func() error { <-hang; return nil }))
+		require.Error(t, l.Renew(canceledAfter(t, time.Second), lease, 10*time.Second))
+		remaining := func() time.Duration {
+			require.NoError(t, l.Renew(t.Context(), lease, time.Hour))
+			return lease.Remaining()
+		}
+		pass(time.Second)
+		require.Equal(t, counted(10*time.Second), remaining())
+		pass(9 * time.Second)
+		require.Equal(t, counted(10*time.Second), remaining())
+		close(hang)
+		pass(4 * time.Second)
+		require.Equal(t, counted(10*time.Second), remaining())
+		pass(time.Second)
+		require.Equal(t, counted(time.Hour), remaining())
 	})
 }

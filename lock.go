@@ -499,7 +499,8 @@ func (l *Lock) waitConfirmed(ctx context.Context, id string, ttl time.Duration) 
 // While Redis cannot be reached it tries again until the lease's deadline, or
 // for 5 s if that is not known. Any other error says what is in the way; where it
 // says that the outcome is unknown, Deadline is the earlier of the old and the
-// new one. A key under the lock's name that is not a lock, or never expires, is an
+// new one, and a later renewal counts for at most this ttl until 5 s after the client
+// has given up this one. A key under the lock's name that is not a lock, or never expires, is an
 // error that names it; it matches neither ErrExpired nor ErrConflict.
 // When ctx ends, Renew returns at once with an error that matches
 // ctx.Err() and its cause.
