@@ -24,6 +24,7 @@ var canaries = []struct{ patch, fault, rule string }{
 	{"a release answer wakes nobody", "none", "waiter"},
 	{"a subscription does not follow its slot", "cluster: slots migrate", "waiter"},
 	{"abandoned attempts are forgotten", "reply lost", "waiter|end"},
+	{"an error of a proxy is a refusal", "a proxy answers for the server", "waiter|end"},
 	{"callers cannot leave", "none", "limit"},
 	{"deadline counted from the reply", "latency", "overlap"},
 	{"deaf to a half-open subscription", "half-open subscriber", "waiter"},

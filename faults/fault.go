@@ -91,6 +91,7 @@ func faults() []fault {
 			toxic{"latency", "upstream", 0.5, map[string]int{"latency": 60, "jitter": 30}},
 			toxic{"timeout", "downstream", 0.5, map[string]int{"timeout": 30}},
 		)},
+		{name: "a proxy answers for the server", proxied: true, ttl: longTTL, lasts: 2 * second, begin: answeredByProxies},
 		{name: "black hole upstream", proxied: true, outage: true, ttl: shortTTL, lasts: 2 * second, begin: onProxies(
 			toxic{"timeout", "upstream", 1, nil},
 		)},
@@ -307,6 +308,22 @@ func filtered(set func(f *filter, on bool)) func(*run) func() {
 			r.witness("nothing was swallowed", swallowed() > before)
 			all(false)
 		}
+	}
+}
+
+// answeredByProxies replaces replies to scripts which ran by errors of the proxies' own.
+func answeredByProxies(r *run) func() {
+	for _, p := range r.proxies {
+		p.answering.Store(true)
+	}
+	return func() {
+		var answered int64
+		for _, p := range r.proxies {
+			p.answering.Store(false)
+			answered += p.answered.Load()
+		}
+		r.witness("no proxy answered for the server", answered > 0)
+		r.t.Logf("%d replies were replaced", answered)
 	}
 }
 

@@ -18,6 +18,13 @@ type proxy struct {
 	t       *testing.T
 	proxy   *toxiproxy.Proxy
 	filters []*filter
+
+	// For the next connection. The filter of its way up makes it, that of its way
+	// down takes it: toxiproxy makes both links in one goroutine.
+	exchange *exchange
+
+	answering atomic.Bool  // in place of the server, now and then
+	answered  atomic.Int64 // replies that were replaced
 }
 
 // newProxy returns a proxy before the server at addr. It ends with the test. If it resets, it closes no
@@ -30,6 +37,7 @@ func newProxy(t *testing.T, addr string, resets bool) *proxy {
 		wrapper := p.add("filter-"+direction, "redis_filter", direction, 1, nil)
 		f, ok := wrapper.Toxic.(*filter)
 		require.True(t, ok)
+		f.proxy, f.upstream = p, direction == "upstream"
 		p.filters = append(p.filters, f)
 	}
 	if resets {
@@ -78,6 +86,9 @@ func (p *proxy) poison(ts ...toxic) (heal func(ctx context.Context)) {
 // A filter is a toxic that knows the connections of subscribers. It swallows
 // what goes over those, or over the others, without closing them.
 type filter struct {
+	proxy    *proxy
+	upstream bool
+
 	subscribers atomic.Bool
 	commands    atomic.Bool
 	era         atomic.Int64 // subscribers of an earlier one are swallowed
@@ -89,10 +100,16 @@ type link struct {
 	era        int64
 	subscriber bool
 	dead       bool // something was swallowed, so that what follows has no meaning
+	exchange   *exchange
 }
 
 // NewState returns the state of a new link.
-func (f *filter) NewState() any { return &link{era: f.era.Load()} }
+func (f *filter) NewState() any {
+	if f.upstream {
+		f.proxy.exchange = &exchange{proxy: f.proxy}
+	}
+	return &link{era: f.era.Load(), exchange: f.proxy.exchange}
+}
 
 // swallows tells whether what comes next over a link is to be swallowed.
 func (f *filter) swallows(l *link) bool {
@@ -102,7 +119,8 @@ func (f *filter) swallows(l *link) bool {
 	return f.commands.Load()
 }
 
-// Pipe passes on what comes, until something is to be swallowed.
+// Pipe passes on what comes, until something is to be swallowed. On the way down the
+// proxy may answer for the server.
 func (f *filter) Pipe(stub *toxics.ToxicStub) {
 	l, _ := stub.State.(*link)
 	for {
@@ -118,9 +136,16 @@ func (f *filter) Pipe(stub *toxics.ToxicStub) {
 				l.subscriber = true
 			}
 			l.dead = l.dead || f.swallows(l)
-			if l.dead {
+			switch {
+			case l.dead:
 				f.swallowed.Add(1)
-			} else {
+				continue
+			case f.upstream:
+				l.exchange.request(chunk.Data)
+			default:
+				chunk.Data = l.exchange.reply(chunk.Data)
+			}
+			if len(chunk.Data) > 0 {
 				stub.Output <- chunk
 			}
 		}
