@@ -34,6 +34,8 @@ type hangup struct {
 	armed bool       // the next script is the one
 	ran   func()     // called when it has run
 	lost  int        // replies so far
+
+	answer string // of a proxy, in place of the reply; "": the connection ends
 }
 
 func (h *hangup) loseNext() {
@@ -89,6 +91,10 @@ func (c *hangupConn) Read(b []byte) (int, error) {
 	if ran != nil {
 		ran()
 	}
+	if h.answer != "" {
+		c.doomed.Store(false)
+		return copy(b, h.answer), nil
+	}
 	return 0, errors.Join(io.EOF, c.Close())
 }
 
@@ -96,7 +102,8 @@ func (c *hangupConn) Read(b []byte) (int, error) {
 // that has run, it calls ran.
 type loser func(t *testing.T, r *realRedis, match func(redis.Cmder) bool, ran func()) *redfour.Lock
 
-// eachLoser runs f with the reply lost inside the client, and on the network.
+// eachLoser runs f with the reply lost inside the client, on the network, and by a
+// proxy that answers with an error of its own.
 func eachLoser(t *testing.T, f func(t *testing.T, r *realRedis, lossy loser)) {
 	t.Helper()
 	r := startReal(t)
@@ -107,7 +114,7 @@ func eachLoser(t *testing.T, f func(t *testing.T, r *realRedis, lossy loser)) {
 		name  string
 		lossy loser
 	}{
-		{"client", loseInClient}, {"network", loseOnNetwork},
+		{"client", loseInClient}, {"network", loseOnNetwork}, {"proxy", loseInProxy},
 	} {
 		t.Run(way.name, func(t *testing.T) {
 			r.do(t, "FLUSHALL")
@@ -139,7 +146,17 @@ func loseInClient(t *testing.T, r *realRedis, match func(redis.Cmder) bool, ran 
 
 func loseOnNetwork(t *testing.T, r *realRedis, match func(redis.Cmder) bool, ran func()) *redfour.Lock {
 	t.Helper()
-	way, h := new(link), &hangup{ran: ran}
+	return loseBy(t, r, match, &hangup{ran: ran})
+}
+
+func loseInProxy(t *testing.T, r *realRedis, match func(redis.Cmder) bool, ran func()) *redfour.Lock {
+	t.Helper()
+	return loseBy(t, r, match, &hangup{ran: ran, answer: "-upstream failure\r\n"})
+}
+
+func loseBy(t *testing.T, r *realRedis, match func(redis.Cmder) bool, h *hangup) *redfour.Lock {
+	t.Helper()
+	way := new(link)
 	way.beforeScript(once(match, func() error {
 		h.loseNext()
 		return nil
@@ -197,6 +214,33 @@ func TestRealRelease_lostReplyChangesNothing(t *testing.T) {
 		lease := mustAcquire(t, l, "42", time.Minute)
 		require.NoError(t, l.Release(t.Context(), lease))
 	})
+}
+
+func TestRealWithLock_lostReplyOfItsReleaseIsNoLoss(t *testing.T) {
+	eachLoser(t, func(t *testing.T, r *realRedis, lossy loser) {
+		l := lossy(t, r, isRelease, nothing)
+		require.NoError(t, l.WithLock(t.Context(), "42", time.Minute, func(context.Context, *redfour.Lease) error { return nil }))
+	})
+}
+
+func TestRealAcquire_anErrorOfAProxyLeavesTheOutcomeUnknown(t *testing.T) {
+	r := startReal(t)
+	way, h := new(link), &hangup{answer: "-upstream failure\r\n"}
+	way.beforeScript(func(_ context.Context, cmd redis.Cmder) error {
+		if isAcquire(cmd) {
+			h.loseNext()
+		}
+		return nil
+	})
+	o := r.options(way)
+	o.Dialer = h.through(o.Dialer)
+	l := newLock(t, newClient(t, o, way))
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, err := l.Acquire(ctx, "42", time.Hour)
+	require.ErrorContains(t, err, "outcome unknown: upstream failure")
+	require.Positive(t, h.losses())
+	eventually(t, func() bool { return len(r.locks(t)) == 0 }, "the lock was given back in the background")
 }
 
 func TestRealRelease_lostReplyLeavesTheNextHolderAlone(t *testing.T) {
