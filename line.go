@@ -58,6 +58,10 @@ type line struct {
 // longestTurn is how many more waiters of one process are served, after the first, before those of others.
 const longestTurn = 16
 
+// lateMessage is how long a line lasts for the message of a grant that it found by
+// asking. A live subscription is no later: it answers a ping within 2.5 s.
+const lateMessage = 10 * time.Second
+
 // A waiter is one call of WaitAcquire.
 type waiter struct {
 	ttl    time.Duration
@@ -565,7 +569,7 @@ func (s *subscriber) gateLocked(ln *line, y yield) bool {
 		ln.queued, ln.out = false, index
 	}
 	if y.asked {
-		ln.found = time.Now().Add(y.lease.TTL)
+		ln.found = time.Now().Add(min(y.lease.TTL, lateMessage))
 	}
 	if y.quest != nil && y.quest == ln.quest {
 		ln.quest = nil
@@ -629,6 +633,8 @@ func (s *subscriber) hearGrant(e *ear, b *bucket, g grant) (wakes bool) {
 		if ln != nil {
 			s.wakeLocked(ln, false)
 		}
+	case ln == nil && (!y.exact || time.Since(y.lease.state.got) > lateMessage):
+		return false // A line that is gone may have found the grant, and a caller may hold it.
 	case !s.claimLocked(ln, y):
 		return false
 	case s.giveLocked(ln, y):

@@ -1235,3 +1235,44 @@ func TestRelease_byAnotherLockWakesTheWaitersBehindTheHolder(t *testing.T) {
 		})
 	}
 }
+
+// The message of the grant was lost, so it was found by asking. Nothing of its id is
+// left some seconds later, though its ttl is an hour.
+func TestWaitAcquire_aGrantThatWasFoundIsRememberedForSeconds(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		got := inLine(t.Context(), t, m, b, time.Hour)
+		way.mute(isSubscriber)
+		require.NoError(t, a.Release(t.Context(), lease))
+		r := <-got
+		require.NoError(t, r.err)
+		require.Less(t, r.after, 5*time.Second, "found when the subscription was replaced")
+		pass(21 * time.Second)
+		require.Zero(t, m.PubSubNumSub("lock-release")["lock-release"], "the subscription rests")
+	})
+}
+
+// The message comes when nothing of its id is left: it is too old to be believed.
+func TestWaitAcquire_anOldMessageOfAGrantEndsNothing(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		mustAcquire(t, b, "other", time.Hour)
+		other := waitFor(t.Context(), b, "other", time.Hour) // keeps the subscription
+		synctest.Wait()
+		lease := mustAcquire(t, a, "42", 3*time.Second)
+		got := inLine(t.Context(), t, m, b, time.Hour)
+		pass(time.Until(lease.Deadline()) - 50*time.Millisecond)
+		resume := way.holdUp(isSubscriber)
+		require.NoError(t, a.Release(t.Context(), lease))
+		r := <-got
+		require.NoError(t, r.err, "found when the holder's lease should have ended")
+		pass(15 * time.Second)
+		resume()
+		synctest.Wait()
+		require.Equal(t, r.lease.Token, m.HGet("lock:42", "token"))
+		require.Empty(t, other)
+	})
+}
