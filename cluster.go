@@ -71,16 +71,23 @@ type topology struct {
 	client  *redis.ClusterClient
 	located atomic.Bool // the client knows its slots: asking it sends nothing. Set under mu
 
-	mu      sync.Mutex                // guards what follows
-	masters map[string]*batch.Batcher // by address; by the bucket's namespace until the masters are known
+	mu      sync.Mutex         // guards what follows
+	masters map[string]*master // by address; by the bucket's namespace until the masters are known
 	ended   bool
 }
 
-// batcherFor returns what sends the scripts for a bucket.
-func (s *server) batcherFor(b *bucket) *batch.Batcher {
+// A master is what sends scripts to one.
+type master struct {
+	*batch.Batcher
+
+	pace pace
+}
+
+// batcherFor returns what sends the scripts for a bucket, and how long they are waited for.
+func (s *server) batcherFor(b *bucket) (*batch.Batcher, *pace) {
 	t := s.topology
 	if t == nil {
-		return s.batcher
+		return s.batcher, &s.pace
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -91,12 +98,12 @@ func (s *server) batcherFor(b *bucket) *batch.Batcher {
 		}
 	}
 	if t.masters[to] == nil {
-		t.masters[to] = s.newBatcher()
+		t.masters[to] = &master{Batcher: s.newBatcher()}
 		if t.ended {
 			t.masters[to].End()
 		}
 	}
-	return t.masters[to]
+	return t.masters[to].Batcher, &t.masters[to].pace
 }
 
 // locate notes that the client knows its slots.

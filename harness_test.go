@@ -98,6 +98,8 @@ type link struct {
 	kept    *kept         // a script on the wire; nil: none is kept back
 	down    bool          // no new connections
 	delay   time.Duration // of new connections
+	latency time.Duration // of replies to scripts
+	lag     time.Duration // of whatever the server sends
 }
 
 // beforeScript calls f before each script is sent; an error keeps it from being
@@ -258,8 +260,11 @@ func (l *link) send(ctx context.Context, cmd redis.Cmder) error {
 // answer returns the outcome of a command that was sent, or that its reply was lost.
 func (l *link) answer(ctx context.Context, cmd redis.Cmder, err error) error {
 	l.mu.Lock()
-	after := l.after
+	after, latency := l.after, l.latency
 	l.mu.Unlock()
+	if latency > 0 && strings.HasPrefix(cmd.Name(), "eval") {
+		pass(latency)
+	}
 	if after == nil || !strings.HasPrefix(cmd.Name(), "eval") || redis.HasErrorPrefix(err, "NOSCRIPT") {
 		return err
 	}
@@ -309,6 +314,19 @@ func (l *link) setDelay(d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.delay = d
+}
+
+// setLag makes whatever the server sends take this long.
+func (l *link) setLag(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lag = d
+}
+
+func (l *link) lagging() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lag
 }
 
 // cut closes the connections that match.
@@ -421,6 +439,7 @@ func (c *linkConn) Read(b []byte) (int, error) {
 		c.mu.Lock()
 		muted, heldUp := c.muted, c.heldUp
 		c.mu.Unlock()
+		pass(c.link.lagging())
 		if heldUp != nil {
 			<-heldUp
 		}

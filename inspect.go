@@ -45,10 +45,13 @@ func (l *Lock) inspect(ctx context.Context, id string) (reply, error) {
 	}
 	l.crew.Join()
 	defer l.crew.Leave()
+	until := time.Now().Add(acquireTime)
+	bounded, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
 	var r reply
 	var f failures
-	err := repeat(ctx, l.life, time.Now().Add(acquireTime), verdict.outOfReach, func() (err error) {
-		r, err = l.server.inspect(ctx, id)
+	err := repeat(bounded, l.life, until, verdict.outOfReach, func() (err error) {
+		r, err = l.server.inspect(bounded, id)
 		return f.note(err)
 	})
 	if err != nil {

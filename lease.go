@@ -280,6 +280,8 @@ type leaseState struct {
 	doubts   []*doubt      // renewals that may come yet
 	over     error         // why the lease does not hold; nil while it may
 	overAt   time.Time     // when that became known
+	answered time.Time     // when the last renewal that was answered was sent
+	trying   time.Duration // the ttl of the renewal that is made; 0: none is
 	released bool          // a release was sent in time, and may have run
 	ended    bool          // a release has succeeded
 	told     bool          // that it was lost, to the trace
@@ -398,15 +400,15 @@ func (s *leaseState) releaseUntil() time.Time {
 	return now.Add(min(cleanupTime, s.deadline.Sub(now)))
 }
 
-// attemptTime is how long one renewal may hang before another is tried.
+// attemptTime is how long one renewal may hang at most before another is tried.
 func (s *leaseState) attemptTime() time.Duration {
 	s = s.lock()
 	defer s.mu.Unlock()
 	left := time.Until(s.deadline)
 	if s.deadline.IsZero() || left <= 0 {
-		return patience
+		return longestPatience
 	}
-	return min(patience, max(left/3, 10*time.Millisecond))
+	return min(longestPatience, max(left/3, 10*time.Millisecond))
 }
 
 // end says that the lease does not hold, and why. It returns false if that is known already.
@@ -494,7 +496,7 @@ func (s *leaseState) begin(ttl time.Duration) (over chan struct{}, _ time.Durati
 		s.deadline, s.counted = deadline, ttl
 		s.tellKeepers()
 	}
-	s.renewal = make(chan struct{})
+	s.renewal, s.trying = make(chan struct{}), ttl
 	return s.renewal, ttl, nil
 }
 
@@ -521,8 +523,38 @@ func (s *leaseState) renewed(sent time.Time, ttl time.Duration) {
 	for _, d := range s.doubts {
 		s.counted = min(s.counted, d.ttl)
 	}
-	s.deadline = deadlineOf(sent, s.counted)
+	s.deadline, s.answered = deadlineOf(sent, s.counted), sent
 	s.tellKeepers()
+}
+
+// renewedLate is renewed for one that was given up. It does not count if one that was sent later has been answered.
+// Those that were begun since may have come after it, and then leave their own ttl.
+func (s *leaseState) renewedLate(sent time.Time, ttl time.Duration) {
+	s = s.lock()
+	defer s.mu.Unlock()
+	if s.over != nil || sent.Before(s.answered) {
+		return
+	}
+	if s.trying > 0 {
+		ttl = min(ttl, s.trying)
+	}
+	for _, d := range s.doubts {
+		ttl = min(ttl, d.ttl)
+	}
+	if deadline := deadlineOf(sent, ttl); deadline.After(s.deadline) {
+		s.deadline, s.counted, s.answered = deadline, ttl, sent
+		if s.before.deadline.Before(deadline) {
+			s.before.deadline, s.before.counted = deadline, ttl
+		}
+		s.tellKeepers()
+	}
+}
+
+// tried says that no renewal is made any more.
+func (s *leaseState) tried() {
+	s = s.lock()
+	defer s.mu.Unlock()
+	s.trying = 0
 }
 
 // doubtRenewal notes that a renewal for ttl may or may not have come, or may come yet.
@@ -591,8 +623,10 @@ type attempt struct {
 }
 
 // renewOnce makes one attempt to renew for ttl, or whenDue, and waits neither for ever
-// nor after ctx.
-func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, ttl time.Duration) attempt {
+// nor after ctx. If it succeeds after that, late is called with the answer.
+func (l *Lock) renewOnce(
+	ctx context.Context, key leaseKey, state *leaseState, ttl time.Duration, late func(reply, error),
+) attempt {
 	patience := state.attemptTime()
 	bounded, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -610,14 +644,6 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 	}
 	a := attempt{began: time.Now()}
 	r, err := l.server.renew(ctx, patience, key, ttl)
-	if c := unheard(err); c != nil {
-		l.crew.Start(func() {
-			<-c.Ready()
-			close(over)
-		})
-	} else {
-		close(over)
-	}
 	switch {
 	case err != nil && judge(err) == unknown:
 		l.doubtRenewal(state, ttl, over)
@@ -628,6 +654,18 @@ func (l *Lock) renewOnce(ctx context.Context, key leaseKey, state *leaseState, t
 		a.lost = state.end(err)
 	default:
 		state.renewed(r.sent, ttl)
+	}
+	state.tried()
+	if c := unheard(err); c != nil {
+		l.server.late(c, func(r reply, err error) {
+			if err == nil && r.status == statusDone {
+				state.renewedLate(r.sent, ttl)
+				late(r, nil)
+			}
+			close(over)
+		})
+	} else {
+		close(over)
 	}
 	a.err = err
 	return a
@@ -645,7 +683,7 @@ func (l *Lock) tellRenewal(ctx context.Context, key leaseKey, state *leaseState,
 
 // renewDue makes an attempt for a keeper. Whoever waits for its outcome does not wait for a trace.
 func (l *Lock) renewDue(ctx context.Context, k *keeper, due time.Time, outcome chan<- error) {
-	a := l.renewOnce(ctx, k.key, k.state, whenDue)
+	a := l.renewOnce(ctx, k.key, k.state, whenDue, func(reply, error) {})
 	outcome <- a.err
 	// That the keeping alive has ended, by a release most often, says nothing about the renewal that it cut short.
 	if _, givenUp := errors.AsType[*givenUpError](a.err); !givenUp || ctx.Err() == nil {

@@ -492,7 +492,8 @@ func TestRelease_withTheContextOfItsKeepAlive(t *testing.T) {
 		want  string        // of the error
 	}{
 		"a slow answer is waited for": {400 * time.Millisecond, 400 * time.Millisecond, ""},
-		"no answer is not":            {2 * time.Second, 5 * time.Second, "outcome unknown"}, // An attempt is given up after 1 s.
+		"a late answer is":            {2 * time.Second, 2 * time.Second, ""},
+		"no answer is not":            {6 * time.Second, 5 * time.Second, "outcome unknown"}, // Release tries for 5 s.
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, m *mini) {

@@ -355,8 +355,10 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 	}
 	s.mu.Unlock()
 
-	r, err := s.server.try(s.life, patience, q, first.ttl, p, func(err error) { s.comesLate(ln, p, err) })
-	if err == nil && r.status != statusHeld && r.status != statusQueued && r.status != statusUnqueued {
+	r, err := s.server.try(s.life, longestPatience, q, first.ttl, p, func(r reply, err error) {
+		s.comesLate(ln, first.ttl, q, p, r, err)
+	})
+	if err == nil && r.brings() {
 		return s.won(ln, first, fresh, q, p, r)
 	}
 	s.mu.Lock()
@@ -388,17 +390,8 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 
 // won ends an attempt, made for w, that has got the lock, or found that the line has it already.
 func (s *subscriber) won(ln *line, w *waiter, fresh bool, q *quest, p place, r reply) bool {
-	y := yield{tried: w}
-	if r.status == statusFound {
-		y.lease, y.asked, y.out = newLease(ln.id, s.server.grantToken(r.index), r.left, r), true, true
-	} else {
-		y.lease, y.quest = newLease(ln.id, q.token, w.ttl, r), q
-		y.lease.Immediate = fresh
-		// If it had the lock already, an earlier attempt may have asked for another ttl, and a hand-over leaves the
-		// line in the queue.
-		y.exact = r.status == statusDone
-		y.out = y.exact && p.entry != ""
-	}
+	y := s.yielded(ln, w.ttl, q, p, r)
+	y.tried, y.lease.Immediate = w, fresh && y.quest != nil
 	claimed, err := s.take(ln.id, y)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -411,13 +404,32 @@ func (s *subscriber) won(ln *line, w *waiter, fresh bool, q *quest, p place, r r
 	return s.restLocked(ln)
 }
 
-// comesLate is called when an attempt comes back that nobody waited for. It may have entered the queue.
-func (s *subscriber) comesLate(ln *line, p place, err error) {
+// yielded returns the lease that an attempt of q for this ttl has brought.
+func (s *subscriber) yielded(ln *line, ttl time.Duration, q *quest, p place, r reply) yield {
+	if r.status == statusFound {
+		return yield{lease: newLease(ln.id, s.server.grantToken(r.index), r.left, r), asked: true, out: true}
+	}
+	// If it had the lock already, an earlier attempt may have asked for another ttl, and a hand-over leaves the
+	// line in the queue.
+	done := r.status == statusDone
+	return yield{lease: newLease(ln.id, q.token, ttl, r), quest: q, exact: done, out: done && p.entry != ""}
+}
+
+// comesLate takes the outcome of an attempt that was given up. A lease that it brings passes the gate like any
+// other. Otherwise it may have entered the queue, but says nothing about the lock: what woke the line since the
+// attempt looked was not kept for it.
+func (s *subscriber) comesLate(ln *line, ttl time.Duration, q *quest, p place, r reply, err error) {
+	brings := err == nil && r.brings()
+	if brings {
+		_, _ = s.take(ln.id, s.yielded(ln, ttl, q, p, r)) // The line lasts, because this attempt is pending.
+	} else if judge(err) == unknown {
+		s.server.doubt(q)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ln.pending--
 	ln.doubtLocked(p.entry, err)
-	ln.queued = ln.queued || p.entry != "" // The entry is the same as then, because pending kept it.
+	ln.queued = ln.queued || p.entry != "" && !brings // The entry is the same as then, because pending kept it.
 	s.clearLocked(ln)
 }
 
@@ -729,15 +741,20 @@ func (s *subscriber) inherit(o offer, r reply) (wakes bool) {
 	return wakes
 }
 
-// answersLate waits for the answer to a release that nobody waited for, and may have handed the lock over.
-func (s *subscriber) answersLate(o offer, c *call) {
+// answersLate waits for the answer to a release that was given up, and may have handed the lock over. It calls told
+// with the answer.
+func (s *subscriber) answersLate(o offer, c *call, told func(reply, error)) {
+	if o.line == nil {
+		s.server.late(c, told)
+		return
+	}
 	s.mu.Lock()
 	o.line.pending++
 	s.mu.Unlock()
-	s.crew.Start(func() {
-		<-c.Ready()
+	s.server.late(c, func(r reply, err error) {
+		told(r, err)
 		wakes := false
-		if r, err := s.server.read(c); err == nil {
+		if err == nil {
 			wakes = s.inherit(o, r)
 		}
 		s.mu.Lock()

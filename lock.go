@@ -318,8 +318,14 @@ func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 	q := newQuest(id)
 	var r reply
 	var f failures
+	var e echo
 	err := repeat(ctx, l.life, until, verdict.outOfReach, func() (err error) {
-		r, err = l.server.try(ctx, min(patience, time.Until(until)), q, ttl, place{}, func(error) {})
+		r, err = e.during(ctx, func(ctx context.Context) (reply, error) {
+			return l.server.try(ctx, time.Until(until), q, ttl, place{}, func(r reply, err error) {
+				e.take(r, err)
+				l.server.comesLate(context.WithoutCancel(ctx), q, r, err)
+			})
+		})
 		return f.note(err)
 	})
 	if err != nil {
@@ -356,6 +362,50 @@ func (l *Lock) orClosed(err error) error {
 // errLate says that a lease was over before the caller heard of it.
 func errLate(ttl time.Duration) error {
 	return fmt.Errorf("granted too late for a ttl of %v: %w", ttl, ErrExpired)
+}
+
+// An echo is the first answer that comes from the attempts of a call that it has given up. It ends the attempt
+// that is made then, and takes its place. The zero echo is ready.
+type echo struct {
+	mu     sync.Mutex // guards what follows
+	tried  bool
+	answer *reply             // nil before it comes
+	stop   context.CancelFunc // ends the attempt that is made; nil for the first
+}
+
+// during makes an attempt, with a ctx that ends when the echo comes. It returns the echo instead of an error.
+func (e *echo) during(ctx context.Context, try func(context.Context) (reply, error)) (reply, error) {
+	e.mu.Lock()
+	if e.answer != nil {
+		defer e.mu.Unlock()
+		return *e.answer, nil
+	}
+	if e.tried { // Before the first has been given up there is no echo.
+		ctx, e.stop = context.WithCancel(ctx)
+		defer e.stop()
+	}
+	e.tried = true
+	e.mu.Unlock()
+	r, err := try(ctx)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err != nil && e.answer != nil {
+		return *e.answer, nil
+	}
+	return r, err
+}
+
+// take takes the outcome of an attempt that was given up.
+func (e *echo) take(r reply, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err != nil || e.answer != nil {
+		return
+	}
+	e.answer = &r
+	if e.stop != nil {
+		e.stop()
+	}
 }
 
 // failures are the errors of the attempts that one call made.
@@ -521,10 +571,16 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 	bounded, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
 	var f failures
+	var e echo
 	err := repeat(bounded, l.life, until, verdict.transient, func() error {
-		a := l.renewOnce(bounded, key, state, ttl)
-		l.tellRenewal(ctx, key, state, a, 0)
-		return f.note(a.err)
+		_, err := e.during(bounded, func(attempt context.Context) (reply, error) {
+			a := l.renewOnce(attempt, key, state, ttl, e.take)
+			if attempt.Err() == nil || bounded.Err() != nil { // An echo says nothing about the attempt that it ended.
+				l.tellRenewal(ctx, key, state, a, 0)
+			}
+			return reply{}, a.err
+		})
+		return f.note(err)
 	})
 	switch {
 	case errors.Is(err, errReleased):
@@ -542,7 +598,8 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 // [Lock.KeepAlive] of the lease first. It works after [Lock.Close], too.
 //
 // While Redis cannot be reached, Release tries again until the lease's deadline, for at
-// most 5 s; past the deadline it makes one attempt of at most a second. A lock must
+// most 5 s; past the deadline it makes one attempt of at most a second, or of 4 s
+// where Redis was slow to answer before. A lock must
 // not stay behind because a request has ended, so this goes on in the background
 // when ctx has ended or ends; of ctx it uses the values only. The caller then
 // waits for at most 100 ms more, and gets an error that matches ctx.Err() and
@@ -609,6 +666,7 @@ type release struct {
 	offered bool  // to whoever is next in this process
 	offer   offer // since then
 	call    *call // an attempt that was sent and not given up; nil if there is none
+	echo    echo  // of those that were
 	inTime  bool  // it was sent before the deadline
 
 	reply    reply // the last one
@@ -646,9 +704,14 @@ func (r *release) begin(ctx, detached context.Context) bool {
 // goOn repeats attempts for as long as that makes sense.
 func (r *release) goOn(ctx context.Context) {
 	r.state.joinRenewal(ctx, releaseGrace)
+	r.echo.tried = true // by begin
 	r.err = repeat(ctx, ctx, r.until, verdict.transient, func() error {
-		r.send(ctx)
-		_ = r.await(ctx) // this ctx does not end
+		r.reply, r.err = r.echo.during(ctx, func(ctx context.Context) (reply, error) {
+			r.send(ctx)
+			_ = r.await(ctx) // this ctx ends with an echo only
+			return r.reply, r.err
+		})
+		r.giveUp()
 		return r.err
 	})
 	r.end(ctx)
@@ -669,15 +732,12 @@ func (r *release) send(ctx context.Context) {
 // is then to be waited for again. After an attempt that was sent in time and whose outcome
 // is unknown, an answer that the lease is gone means that it did its work.
 func (r *release) await(ctx context.Context) bool {
-	r.reply, r.err = r.l.server.awaitRelease(ctx, r.call)
+	r.reply, r.err = r.l.server.awaitRelease(ctx, max(patience, time.Until(r.until)), r.call)
 	r.call = unheard(r.err)
 	if _, givenUp := errors.AsType[*givenUpError](r.err); givenUp && ctx.Err() != nil {
 		return false
 	}
-	if r.call != nil && r.offer.line != nil {
-		r.l.subscriber.answersLate(r.offer, r.call)
-	}
-	r.call = nil
+	r.giveUp()
 	if r.inTime && judge(r.err) == unknown {
 		r.state.mayBeReleased()
 	}
@@ -685,6 +745,14 @@ func (r *release) await(ctx context.Context) bool {
 		_ = r.failures.note(r.err)
 	}
 	return true
+}
+
+// giveUp leaves an attempt that is under way to the background, if there is one.
+func (r *release) giveUp() {
+	if r.call != nil {
+		r.l.subscriber.answersLate(r.offer, r.call, r.echo.take)
+	}
+	r.call = nil
 }
 
 // end concludes. It wakes the waiters of this process, who need not wait for the message: it may have been

@@ -32,26 +32,21 @@ const (
 func newQuest(id string) *quest { return &quest{id: id, token: rand.Text()} }
 
 // try makes one attempt, and waits for it for at most d. If the attempt comes back
-// only after that, late is called with it.
+// only after that, late is called with its outcome, which is then the callee's.
 func (s *server) try(
-	ctx context.Context, d time.Duration, q *quest, ttl time.Duration, p place, late func(error),
+	ctx context.Context, d time.Duration, q *quest, ttl time.Duration, p place, late func(reply, error),
 ) (reply, error) {
 	r, err := s.acquire(ctx, d, q.id, q.token, ttl, p)
 	if c := unheard(err); c != nil {
-		s.crew.Start(func() {
-			<-c.Ready()
-			r, err := s.read(c)
-			s.comesLate(context.WithoutCancel(ctx), q, r.lasting(ttl), err)
-			late(err)
-		})
+		s.late(c, func(r reply, err error) { late(r.lasting(ttl), err) })
 	} else if judge(err) == unknown {
 		s.doubt(q)
 	}
 	return r, err
 }
 
-// comesLate takes the outcome of an attempt that nobody waited for. What it took is recognised by the next attempt, or
-// else given back: if the quest was won by another lease, no attempt looks for this one.
+// comesLate takes the outcome of an attempt of Acquire that was given up. What it took is used by Acquire while that
+// runs, or else given back: if the quest was won by another lease, no attempt looks for this one.
 func (s *server) comesLate(ctx context.Context, q *quest, r reply, err error) {
 	if judge(err) == unknown {
 		s.doubt(q)
@@ -164,7 +159,7 @@ func (s *server) insist(ctx context.Context, release func(ctx context.Context) (
 
 // suit gives a lease that nobody has heard of the ttl that its taker wants.
 func (s *server) suit(ctx context.Context, lease *Lease, ttl time.Duration) (*Lease, error) {
-	r, err := s.renew(ctx, patience, lease.key(), ttl)
+	r, err := s.renew(ctx, longestPatience, lease.key(), ttl)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ package redfour_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -1015,4 +1016,48 @@ func TestRealKeepAlive_outlivesServerThatStopsForLessThanTheTTL(t *testing.T) {
 	require.NoError(t, kept.Err())
 	require.NoError(t, l.Release(t.Context(), lease))
 	require.Empty(t, r.locks(t))
+}
+
+// Whatever the server sends takes 1.5 s. Its connections stand, because a new one would take several times that.
+func TestReal_callsWorkWithALatencyAboveASecond(t *testing.T) {
+	t.Parallel()
+	r := startReal(t)
+	way := new(link)
+	l := r.lock(t, way)
+	warm(t, l, 16)
+	lease := mustAcquire(t, l, "scripts are known", time.Hour)
+	require.NoError(t, l.Renew(t.Context(), lease, time.Hour))
+	require.NoError(t, l.Release(t.Context(), lease))
+	way.setLag(1500 * time.Millisecond)
+
+	got := take(t, waitFor(t.Context(), l, "42", time.Minute))
+	require.NoError(t, got.err)
+	require.Less(t, got.after, 2*time.Second)
+	for what, call := range map[string]func() error{
+		"renew":   func() error { return l.Renew(t.Context(), got.lease, time.Minute) },
+		"acquire": func() error { _, err := l.Acquire(t.Context(), "43", time.Minute); return err },
+	} {
+		start := time.Now()
+		require.NoError(t, call(), what)
+		require.Less(t, time.Since(start), 2*time.Second, what)
+	}
+	start := time.Now()
+	require.NoError(t, l.Release(t.Context(), got.lease))
+	require.Less(t, time.Since(start), 2*time.Second)
+	require.Equal(t, []string{"lock:43"}, r.locks(t))
+}
+
+// warm makes calls at the same time, so that the client keeps some connections.
+func warm(t *testing.T, l *redfour.Lock, calls int) {
+	t.Helper()
+	var group sync.WaitGroup
+	for i := range calls {
+		group.Go(func() {
+			lease, err := l.Acquire(t.Context(), fmt.Sprint("warm ", i), time.Hour)
+			if assert.NoError(t, err) {
+				assert.NoError(t, l.Release(t.Context(), lease))
+			}
+		})
+	}
+	group.Wait()
 }

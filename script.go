@@ -487,6 +487,11 @@ func (r reply) locked(id string) *LockedError {
 	return &LockedError{ID: id, Index: r.index, TTL: r.left, Owner: r.owner()}
 }
 
+// brings reports of an answer to an acquire whether it brings a lease.
+func (r reply) brings() bool {
+	return r.status != statusHeld && r.status != statusQueued && r.status != statusUnqueued
+}
+
 // released tells of an answer to a release whether it ended the lease.
 func (r reply) released() bool {
 	switch r.status {
@@ -510,6 +515,7 @@ type server struct {
 
 	acquiring, releasing, inspecting *script // as this server needs them
 
+	pace    pace                      // of the one master, outside a cluster
 	timers  sync.Pool                 // of *time.Timer, stopped; of this Lock alone, because a test's bubble must not share them
 	refused atomic.Pointer[time.Time] // when the user was last found to have no right to queues
 }
@@ -523,7 +529,7 @@ func newServer(life context.Context, client redis.UniversalClient, cfg config, c
 	}
 	s.batcher = s.newBatcher()
 	if ok {
-		s.topology = &topology{client: cluster, masters: make(map[string]*batch.Batcher)}
+		s.topology = &topology{client: cluster, masters: make(map[string]*master)}
 		s.acquiring, s.releasing, s.inspecting = shardedAcquireScript, shardedReleaseScript, shardedInspectScript
 	}
 	return s
@@ -645,7 +651,7 @@ func (s *server) fallBack(reason string) {
 // leave tries once to take an entry out of the queue of id.
 func (s *server) leave(ctx context.Context, id string, p place) (reply, error) {
 	b := s.bucket(id)
-	return s.run(ctx, patience, b, leaveScript, append(leaveScript.words(2, 3),
+	return s.run(ctx, longestPatience, b, leaveScript, append(leaveScript.words(2, 3),
 		b.lock(id), b.queue(id), p.entry, s.member, p.claimed))
 }
 
@@ -661,12 +667,12 @@ type heir struct {
 
 // release tries once to end a lease, and to give its lock to the next.
 func (s *server) release(ctx context.Context, l leaseKey, h heir) (reply, error) {
-	return s.awaitRelease(ctx, s.sendRelease(ctx, l, true, h))
+	return s.awaitRelease(ctx, longestPatience, s.sendRelease(ctx, l, true, h))
 }
 
 // releaseToken is release for a lease whose index is not known.
 func (s *server) releaseToken(ctx context.Context, id, token string) (reply, error) {
-	return s.awaitRelease(ctx, s.sendReleaseAs(ctx, id, "", token, true, heir{}))
+	return s.awaitRelease(ctx, longestPatience, s.sendReleaseAs(ctx, id, "", token, true, heir{}))
 }
 
 // sendRelease sends the release of a lease, of which awaitRelease has the answer. It is foreign if another process
@@ -696,14 +702,14 @@ func (s *server) sendAloneRelease(ctx context.Context, b *bucket, lock, index, t
 	return s.send(newCall(ctx, b, s.releasing, append(s.releasing.words(1, 3), lock, index, token, b.prefix)))
 }
 
-// awaitRelease waits for the answer to a release, and repeats it without a queue where the user may not use that.
-func (s *server) awaitRelease(ctx context.Context, c *call) (reply, error) {
-	r, err := s.await(ctx, patience, c)
+// awaitRelease waits for the answer to a release for at most d, and repeats it without a queue where the user may not use that.
+func (s *server) awaitRelease(ctx context.Context, d time.Duration, c *call) (reply, error) {
+	r, err := s.await(ctx, d, c)
 	if len(c.keys()) == 1 || !refusesKeys(err) {
 		return r, err
 	}
 	argv := c.words[firstKey+len(c.keys()):]
-	r, err = s.await(ctx, patience, s.sendAloneRelease(c.Caller(), c.bucket, c.keys()[0], argv[0], argv[1]))
+	r, err = s.await(ctx, d, s.sendAloneRelease(c.Caller(), c.bucket, c.keys()[0], argv[0], argv[1]))
 	s.noteRefusal(true, err)
 	return r, err
 }
@@ -721,7 +727,7 @@ func (s *server) newRenewal(ctx context.Context, b *bucket, l leaseKey, ttl time
 // inspect asks once who has the lock of id, and who waits for it.
 func (s *server) inspect(ctx context.Context, id string) (reply, error) {
 	b, sc := s.bucket(id), s.inspecting
-	r, err := s.run(ctx, patience, b, sc, append(sc.words(2, 1), b.lock(id), b.queue(id), b.prefix))
+	r, err := s.run(ctx, longestPatience, b, sc, append(sc.words(2, 1), b.lock(id), b.queue(id), b.prefix))
 	if refusesKeys(err) {
 		return s.look(ctx, id)
 	}
@@ -731,7 +737,7 @@ func (s *server) inspect(ctx context.Context, id string) (reply, error) {
 // look asks once who has the lock of id.
 func (s *server) look(ctx context.Context, id string) (reply, error) {
 	b, sc := s.bucket(id), s.inspecting
-	r, err := s.run(ctx, patience, b, sc, append(sc.words(1, 1), b.lock(id), b.prefix))
+	r, err := s.run(ctx, longestPatience, b, sc, append(sc.words(1, 1), b.lock(id), b.prefix))
 	return r, r.checkWords(2, err)
 }
 
@@ -798,6 +804,7 @@ type call struct {
 	bucket *bucket
 	script *script
 	words  []any // of the command
+	pace   *pace // of what sends it; set by send
 }
 
 func newCall(ctx context.Context, b *bucket, sc *script, words []any) *call {
@@ -828,17 +835,20 @@ func (c *call) inFull() *call {
 
 // send sends a call, and returns it.
 func (s *server) send(c *call) *call {
-	s.batcherFor(c.bucket).Send(&c.Call)
+	to, pace := s.batcherFor(c.bucket)
+	c.pace = pace
+	to.Send(&c.Call)
 	return c
 }
 
-// await waits for the answer to a call, until ctx ends, for at most d: go-redis alone can leave a cancelled caller
-// waiting for its read timeout.
+// await waits for the answer to a call, until ctx ends, for as long as the pace of its server says, and for at most d:
+// go-redis alone can leave a cancelled caller waiting for its read timeout.
 //
 // What could not be sent by then, for want of a connection, is not sent any more: it is
 // going to be repeated, and would only keep others from the connection.
 func (s *server) await(ctx context.Context, d time.Duration, c *call) (reply, error) {
-	timer := s.timer(d)
+	end, limit := time.Now().Add(d), c.pace.limit()
+	timer := s.timer(min(d, limit))
 	defer s.timers.Put(timer)
 	defer timer.Stop()
 	for {
@@ -848,12 +858,14 @@ func (s *server) await(ctx context.Context, d time.Duration, c *call) (reply, er
 			if !c.unknownScript() {
 				return s.read(c)
 			}
-			c = s.send(c.inFull())
+			c = s.send(c.inFull()) // The server has just answered, so the wait begins anew.
+			timer.Reset(min(time.Until(end), limit))
 			continue
 		case <-ctx.Done():
 			why = contextError(ctx)
 		case <-timer.C:
 			why = errNoAnswer
+			c.pace.slowDown(limit)
 		}
 		if c.GiveUp() {
 			c = nil
@@ -875,11 +887,22 @@ func (s *server) timer(d time.Duration) *time.Timer {
 	return time.NewTimer(d)
 }
 
+// late calls f with the answer to a call that was given up, when it comes.
+func (s *server) late(c *call, f func(r reply, err error)) {
+	s.crew.Start(func() {
+		<-c.Ready()
+		f(s.read(c))
+	})
+}
+
 // read returns the answer to a call that is done.
 func (s *server) read(c *call) (reply, error) {
 	cmd := c.Cmd.(command) //nolint:forcetypeassert // See newCall.
 	err := s.inCluster(cmd.Err())
 	s.heard(err)
+	if judge(err) != unknown && !judge(err).outOfReach() {
+		c.pace.answered(time.Since(c.Sent()))
+	}
 	if err != nil {
 		return reply{}, keyErrorOf(err, c.keys())
 	}
@@ -1003,9 +1026,45 @@ func (b *bucket) observe(index int64) {
 // farIndex is µs since 1970 that the clock reaches in the next century.
 const farIndex = 1 << 52
 
-// patience is how long one attempt may take before it is sent again over another
-// connection: this one may have died silently.
-const patience = time.Second
+const (
+	// patience is how long one attempt may take, at first, before it is sent again
+	// over another connection: this one may have died silently.
+	patience = time.Second
+
+	// longestPatience is how long one attempt may take at most. Each that gets no
+	// answer doubles the time, so that a fleet does not keep down a server that
+	// stalls. More than 4 s gain little, because most calls try for 5 s, and would
+	// make a promoted replica wait: attempts at the old master are sent again so late.
+	longestPatience = 4 * time.Second
+)
+
+// A pace is how long the attempts at one server are waited for. It is safe for
+// concurrent use, and the zero pace is ready.
+type pace struct{ longer atomic.Int64 } // the limit in ns, where it is more than patience
+
+// limit returns how long the next attempt is waited for.
+func (p *pace) limit() time.Duration { return max(patience, time.Duration(p.longer.Load())) }
+
+// slowDown notes that an attempt got no answer within the limit. Attempts that were
+// made at the same time count once.
+func (p *pace) slowDown(limit time.Duration) {
+	before := p.longer.Load()
+	if time.Duration(before) <= limit {
+		p.longer.CompareAndSwap(before, int64(min(2*limit, longestPatience)))
+	}
+}
+
+// answered notes how long an answer took, whether it was waited for or not. A
+// server that needs longer than a second gets twice what it needed.
+func (p *pace) answered(took time.Duration) {
+	longer := int64(min(2*took, longestPatience))
+	if longer <= int64(patience) {
+		longer = 0
+	}
+	if p.longer.Load() != longer {
+		p.longer.Store(longer)
+	}
+}
 
 // A givenUpError is that of a caller who did not wait for the answer any longer. Its cause may be
 // an error of Redis or of another lock, if the caller's ctx says so: it says nothing about this one.
