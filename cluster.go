@@ -137,7 +137,12 @@ func (s *server) endBatchers() {
 
 // heard notes what the outcome of a script, or of a subscription, says about the cluster. After any trouble with a master the client asks for the slots
 // again, because it would keep to a dead one for a minute. It asks at most five times a second.
+//
+// That Redis refuses the password is noted, too.
 func (s *server) heard(err error) {
+	if err != nil && judge(err) == unauthenticated {
+		s.events.unauthenticated(err)
+	}
 	switch t := s.topology; {
 	case t == nil:
 	case err == nil:

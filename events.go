@@ -44,6 +44,8 @@ type Stats struct {
 	Subscriptions     int64 // that were confirmed, the first included
 	SubscriptionsLost int64 // that ended by themselves, and not because nobody waited any more: so often the Lock had to reconnect
 
+	Unauthenticated int64 // outages in which Redis refused the password, or wanted one; one outage is over after 30 s without
+
 	Scripts    int64 // sent to Redis, each time that it was sent; neither subscriptions nor their pings are in it
 	RoundTrips int64 // in which they travelled, alone or in a batch
 	Batches    int64 // round trips with more than one: of (Scripts-RoundTrips+Batches)/Batches on average
@@ -113,6 +115,7 @@ type events struct {
 	counts counts
 	trace  Trace
 	log    *slog.Logger
+	denied atomic.Pointer[time.Time] // when Redis last refused the password
 }
 
 // counts are the fields of Stats that grow, durations in nanoseconds.
@@ -122,7 +125,7 @@ type counts struct {
 	renewals, renewalsFailed, renewalsLate                   atomic.Int64
 	woken                                                    [len(wakeups)]atomic.Int64
 	grantsClaimed, returned                                  atomic.Int64
-	subscriptions, subscriptionsLost                         atomic.Int64
+	subscriptions, subscriptionsLost, unauthenticated        atomic.Int64
 	scripts, roundTrips, batches                             atomic.Int64
 }
 
@@ -137,7 +140,8 @@ func (e *events) stats() Stats {
 		WokenByTimer: c.woken[byTimer].Load(), WokenBySubscription: c.woken[bySubscription].Load(),
 		GrantsClaimed: c.grantsClaimed.Load(), Returned: c.returned.Load(),
 		Subscriptions: c.subscriptions.Load(), SubscriptionsLost: c.subscriptionsLost.Load(),
-		Scripts: c.scripts.Load(), RoundTrips: c.roundTrips.Load(), Batches: c.batches.Load(),
+		Unauthenticated: c.unauthenticated.Load(),
+		Scripts:         c.scripts.Load(), RoundTrips: c.roundTrips.Load(), Batches: c.batches.Load(),
 	}
 }
 
@@ -253,6 +257,17 @@ func at(addr string) []any {
 // fellBack notes that the lock is not handed over any more, but raced for.
 func (e *events) fellBack(why string) {
 	e.log.Warn("redfour: waiters cannot queue: a release wakes everybody, and whoever is first gets the lock", "reason", why)
+}
+
+// unauthenticated notes that Redis refused the password, once for each outage: calls and
+// subscriptions try again, every 2 s at least, and all of them meet it.
+func (e *events) unauthenticated(err error) {
+	now := time.Now()
+	if last := e.denied.Swap(&now); last != nil && now.Sub(*last) < deniedPause {
+		return
+	}
+	e.counts.unauthenticated.Add(1)
+	e.log.Warn("redfour: Redis refuses the password: calls and subscriptions try again", "error", err)
 }
 
 // sent notes a round trip with so many scripts.

@@ -34,9 +34,10 @@ type line struct {
 	shy     bool // it was an open release: those who are not in the queue go first
 	pending int  // releases with an heir and late attempts, whose outcome is still to come
 
-	quest    *quest  // the attempts since the last lease that one of them brought; nil before the first
-	failures backoff // since the last answer
-	news     error   // what the last attempt told: a *LockedError, or why there is no answer
+	quest    *quest    // the attempts since the last lease that one of them brought; nil before the first
+	failures backoff   // since the last answer
+	denied   time.Time // when Redis first refused the password, since the last answer; zero if it did not
+	news     error     // what the last attempt told: a *LockedError, or why there is no answer
 	seen     time.Time
 
 	timer  *time.Timer // the next look; nil before the first
@@ -346,6 +347,7 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 	ln.fresh, ln.again, ln.shy = false, false, false
 	if first == nil {
 		defer s.mu.Unlock()
+		ln.denied = time.Time{} // Who comes later has time of his own.
 		return s.leaveLocked(ln)
 	}
 	q, p, e := ln.questLocked(), place{}, s.heardBy[ln.bucket]
@@ -372,7 +374,7 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 		s.listenAnewLocked(e) // The others must not take it for one who can be handed a lock.
 	}
 	switch v := judge(err); {
-	case v == final:
+	case v == final, v == unauthenticated && s.lastsLocked(ln):
 		if first.place != nil {
 			s.serveLocked(ln, first, served{err: err})
 		}
@@ -442,7 +444,7 @@ func (ln *line) doubtLocked(entry string, err error) {
 
 // toldLocked notes who holds the lock.
 func (ln *line) toldLocked(by *LockedError) {
-	ln.news, ln.seen, ln.failures.step = by, time.Now(), 0
+	ln.news, ln.seen, ln.failures.step, ln.denied = by, time.Now(), 0, time.Time{}
 }
 
 // restLocked makes the line wait, for a wake-up or for the end of the holder's lease. It returns true if another
@@ -479,8 +481,21 @@ func (s *subscriber) failLocked(ln *line, err error) bool {
 		return true
 	}
 	ln.trying = false
-	s.lookInLocked(ln, ln.failures.next())
+	pause := ln.failures.next()
+	if !s.server.rotates && judge(err) == unauthenticated {
+		pause = min(pause, acquireTime-time.Since(ln.denied)) // It is the last attempt by then.
+	}
+	s.lookInLocked(ln, pause)
 	return false
+}
+
+// lastsLocked notes that Redis has refused the password. It reports whether that is
+// not going to change.
+func (s *subscriber) lastsLocked(ln *line) bool {
+	if ln.denied.IsZero() {
+		ln.denied = time.Now()
+	}
+	return s.server.lasts(time.Since(ln.denied))
 }
 
 // A yield is a lease that somebody of this process has got, and how.

@@ -284,8 +284,8 @@ const acquireTime = 5 * time.Second
 // lock for longer than the hosts' clocks differ, treats [ErrLocked] as "done
 // elsewhere", and lets the lease run out.
 //
-// If the lock is held it returns a [*LockedError]. If Redis cannot be reached it
-// tries again, within ctx and for at most 5 s, and then returns the last error,
+// If the lock is held it returns a [*LockedError]. If Redis cannot be reached or refuses
+// the password it tries again, within ctx and for at most 5 s, and then returns the last error,
 // which matches neither [ErrLocked] nor [ErrNotHeld]. What Redis refuses for
 // another reason (it is full, it cannot save, it lacks replicas) is an error at once. If ctx
 // ends, the error matches ctx.Err() and context.Cause(ctx). A lease that such a
@@ -491,8 +491,10 @@ func wrap(op, id string, err error) error {
 //
 // While it waits, Redis may be unreachable, restart or refuse writes:
 // WaitAcquire tries again. It returns early, with the error, only for what
-// waiting cannot mend: missing permissions, a wrong password, a closed client, a
-// key under the lock's name that is not a lock. With [WithReplicas] it also ends with the first lease that could not be
+// waiting cannot mend: missing permissions, a closed client, a key under the
+// lock's name that is not a lock, a password that Redis has refused for 5 s. A password that
+// comes from a credentials provider of the client's options may be right later, and
+// is tried again until ctx ends. With [WithReplicas] it also ends with the first lease that could not be
 // confirmed, with the errors of [Lock.Acquire]. If ctx ends, the error matches
 // ctx.Err() and context.Cause(ctx), and also: [ErrLocked] and [*LockedError] if
 // the lock was held; or the last error of Redis if there was one.
@@ -547,7 +549,8 @@ func (l *Lock) waitConfirmed(ctx context.Context, id string, ttl time.Duration) 
 // [ErrExpired]; if another lease holds it, [ErrConflict]. It does not wait for replicas.
 //
 // While Redis cannot be reached it tries again until the lease's deadline, or
-// for 5 s if that is not known. Any other error says what is in the way; where it
+// for 5 s if that is not known. A password that Redis refuses is tried again for as
+// long, but for at most 5 s unless the client has a credentials provider. Any other error says what is in the way; where it
 // says that the outcome is unknown, Deadline is the earlier of the old and the
 // new one, and a later renewal counts for at most this ttl until 5 s after the client
 // has given up this one. A key under the lock's name that is not a lock, or never expires, is an
@@ -571,8 +574,12 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 	bounded, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
 	var f failures
+	began := time.Now()
+	again := func(v verdict) bool {
+		return v.transient() && (v != unauthenticated || !l.server.lasts(time.Since(began)))
+	}
 	var e echo
-	err := repeat(bounded, l.life, until, verdict.transient, func() error {
+	err := repeat(bounded, l.life, until, again, func() error {
 		_, err := e.during(bounded, func(attempt context.Context) (reply, error) {
 			a := l.renewOnce(attempt, key, state, ttl, e.take)
 			if attempt.Err() == nil || bounded.Err() != nil { // An echo says nothing about the attempt that it ended.
@@ -597,7 +604,7 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 // names it and matches neither. Release stops a
 // [Lock.KeepAlive] of the lease first. It works after [Lock.Close], too.
 //
-// While Redis cannot be reached, Release tries again until the lease's deadline, for at
+// While Redis cannot be reached or refuses the password, Release tries again until the lease's deadline, for at
 // most 5 s; past the deadline it makes one attempt of at most a second, or of 4 s
 // where Redis was slow to answer before. A lock must
 // not stay behind because a request has ended, so this goes on in the background

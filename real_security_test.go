@@ -722,15 +722,24 @@ func TestReal_missingPermissionsAreErrorsAtOnce(t *testing.T) {
 	}
 }
 
-func TestReal_wrongPasswordsAreErrorsAtOnce(t *testing.T) {
+func TestReal_wrongPasswordsAreErrorsAfterFiveSeconds(t *testing.T) {
 	r := startReal(t, "--requirepass", "secret")
-	for op := range everyCall {
-		t.Run(op, func(t *testing.T) {
-			err := requireFinal(t, r, op, asAnybody)
-			require.Regexp(t, "NOAUTH|unauthenticated multibulk length", err) // The latter is for a long command.
-			err = requireFinal(t, r, op, func(o *redis.Options) { o.Password = "guess" })
-			require.ErrorContains(t, err, "WRONGPASS")
-		})
+	for op, call := range everyCall {
+		for password, said := range map[string]string{"": "NOAUTH|unauthenticated multibulk length", "guess": "WRONGPASS"} {
+			t.Run(op+"/"+said, func(t *testing.T) {
+				t.Parallel()
+				o := r.options()
+				o.Password = password
+				start := time.Now()
+				err := call(t.Context(), newLock(t, newClient(t, o)))
+				require.Regexp(t, said, err)
+				require.NotContains(t, err.Error(), "unknown", "nothing ran")
+				for _, other := range []error{redfour.ErrLocked, redfour.ErrNotHeld, context.DeadlineExceeded} {
+					require.NotErrorIs(t, err, other)
+				}
+				require.InDelta(t, 5, time.Since(start).Seconds(), 0.7)
+			})
+		}
 	}
 }
 
@@ -1139,9 +1148,14 @@ func TestRealSecrets_noErrorAndNoLogHasThem(t *testing.T) {
 		t.Cleanup(func() { _ = l.Close() })
 		return l
 	}
-	var errs []error
+	wrong := make(chan error, len(everyCall)) // one of each call
 	for _, call := range everyCall {
-		errs = append(errs, call(t.Context(), open("hunter2")))
+		guessing := open("hunter2")
+		go func() { wrong <- call(t.Context(), guessing) }()
+	}
+	var errs []error
+	for range everyCall {
+		errs = append(errs, <-wrong)
 	}
 	l, other := open("hunter1"), open("hunter1")
 	lease := mustAcquire(t, l, "42", time.Minute)

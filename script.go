@@ -517,14 +517,15 @@ type server struct {
 
 	pace    pace                      // of the one master, outside a cluster
 	timers  sync.Pool                 // of *time.Timer, stopped; of this Lock alone, because a test's bubble must not share them
-	refused atomic.Pointer[time.Time] // when the user was last found to have no right to queues
+	refused atomic.Pointer[time.Time] // when the user was last found to have no right to queues; nil since he had it
+	rotates bool                      // the client asks a provider for its password
 }
 
 func newServer(life context.Context, client redis.UniversalClient, cfg config, c *crew.Crew, e *events) *server {
 	cluster, ok := client.(*redis.ClusterClient)
 	s := &server{
 		client: client, crew: c, life: life, buckets: layOut(cfg.namespace, ok), events: e,
-		member: rand.Text(), owner: cfg.owner,
+		member: rand.Text(), owner: cfg.owner, rotates: rotates(client),
 		acquiring: acquireScript, releasing: releaseScript, inspecting: inspectScript,
 	}
 	s.batcher = s.newBatcher()
@@ -595,6 +596,7 @@ func (s *server) acquire(
 			s.fallBack("the queue refused an entry")
 		}
 		if !refusesKeys(err) {
+			s.noteRight(err)
 			return r.lasting(ttl), err
 		}
 	}
@@ -641,11 +643,18 @@ func (s *server) noteRefusal(refused bool, err error) {
 // fallBack makes this Lock wait without queues for a while. Its subscription then
 // leaves the members channel, so that releases are published to it.
 func (s *server) fallBack(reason string) {
-	if s.mayQueue() {
+	if s.refused.Load() == nil {
 		s.events.fellBack(reason)
 	}
 	now := time.Now()
 	s.refused.Store(&now)
+}
+
+// noteRight takes the outcome of a script that used the queue.
+func (s *server) noteRight(err error) {
+	if err == nil && s.refused.Load() != nil && s.mayQueue() {
+		s.refused.Store(nil)
+	}
 }
 
 // leave tries once to take an entry out of the queue of id.
@@ -705,7 +714,11 @@ func (s *server) sendAloneRelease(ctx context.Context, b *bucket, lock, index, t
 // awaitRelease waits for the answer to a release for at most d, and repeats it without a queue where the user may not use that.
 func (s *server) awaitRelease(ctx context.Context, d time.Duration, c *call) (reply, error) {
 	r, err := s.await(ctx, d, c)
-	if len(c.keys()) == 1 || !refusesKeys(err) {
+	if len(c.keys()) == 1 {
+		return r, err
+	}
+	if !refusesKeys(err) {
+		s.noteRight(err)
 		return r, err
 	}
 	argv := c.words[firstKey+len(c.keys()):]
@@ -1091,19 +1104,37 @@ func unheard(err error) *call {
 type verdict int
 
 const (
-	answered    verdict = iota // no error: the script replied
-	lost                       // it replied that the lease holds no longer
-	final                      // nothing ran, and another attempt cannot help
-	rejected                   // nothing ran; the server takes no writes for now
-	unreachable                // nothing ran; there was no server to run it
-	unknown                    // it may or may not have run
+	answered        verdict = iota // no error: the script replied
+	lost                           // it replied that the lease holds no longer
+	final                          // nothing ran, and another attempt cannot help
+	rejected                       // nothing ran; the server takes no writes for now
+	unauthenticated                // nothing ran; the server refused the password, or wants one
+	unreachable                    // nothing ran; there was no server to run it
+	unknown                        // it may or may not have run
 )
 
 // transient tells whether somebody who has time should try again.
 func (v verdict) transient() bool { return v >= rejected }
 
 // outOfReach tells whether somebody in a hurry should try again.
-func (v verdict) outOfReach() bool { return v >= unreachable }
+func (v verdict) outOfReach() bool { return v >= unauthenticated }
+
+// lasts reports whether a password that was refused so long is to be taken for wrong. One
+// that a provider of the client's options yields changes, and may be right at any time.
+func (s *server) lasts(refused time.Duration) bool { return !s.rotates && refused >= acquireTime }
+
+// rotates reports whether the client asks a provider for its password.
+func rotates(client redis.UniversalClient) bool {
+	switch c := client.(type) {
+	case *redis.Client:
+		o := c.Options()
+		return o.CredentialsProvider != nil || o.CredentialsProviderContext != nil || o.StreamingCredentialsProvider != nil
+	case *redis.ClusterClient:
+		o := c.Options()
+		return o.CredentialsProvider != nil || o.CredentialsProviderContext != nil || o.StreamingCredentialsProvider != nil
+	}
+	return false
+}
 
 func judge(err error) verdict {
 	if err == nil {
@@ -1154,7 +1185,9 @@ func notConnected(err error) bool {
 func judgeServer(err redis.Error) verdict {
 	code, _, _ := strings.Cut(err.Error(), " ")
 	switch {
-	case redis.IsAuthError(err), redis.IsPermissionError(err), deniedInScript(err), tooManyWords(err):
+	case refusesPassword(err):
+		return unauthenticated
+	case redis.IsPermissionError(err), deniedInScript(err):
 		return final
 	case redis.IsMaxClientsError(err), redis.IsReadOnlyError(err), errors.Is(err, redis.Nil):
 		return unreachable // Nil is a sentinel's, that knows of no master
@@ -1197,9 +1230,13 @@ func deniedInScript(err error) bool {
 		strings.Contains(text, "ACL failure in script")
 }
 
-// tooManyWords recognises what Redis says, instead of NOAUTH, to a long command of somebody who did not log in.
-func tooManyWords(err error) bool {
-	return strings.Contains(err.Error(), "unauthenticated multibulk length")
+// refusesPassword reports whether a server refuses a password, or wants one. To a long
+// command without one Redis says "unauthenticated multibulk length" instead of NOAUTH.
+// Redis before version 6 says "invalid password".
+func refusesPassword(err redis.Error) bool {
+	text := err.Error()
+	return redis.IsAuthError(err) || strings.Contains(text, "invalid username-password pair") ||
+		strings.HasPrefix(text, "ERR invalid password") || strings.HasPrefix(text, "ERR AUTH failed")
 }
 
 // A keyError says that a key under a name of ours is not ours.

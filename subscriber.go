@@ -28,7 +28,7 @@ const (
 	silenceLimit  = 2500 * time.Millisecond // and is dead after this, which is more than two pings
 	connectTime   = 5 * time.Second         // for connecting and subscribing
 	resubscribe   = time.Second             // the longest pause between two tries to subscribe
-	deniedPause   = 30 * time.Second        // the same, where the user may not subscribe
+	deniedPause   = 30 * time.Second        // a right that was refused is asked for again after this
 	steadyTime    = 10 * time.Second        // a subscription that lived so long is replaced quickly
 )
 
@@ -220,11 +220,12 @@ func (s *subscriber) listenAnewLocked(e *ear) {
 
 // listen keeps up an ear until ctx ends, or everything that it heard is on other servers.
 func (s *subscriber) listen(ctx context.Context, e *ear) {
-	refused, noShards, again := false, false, false
+	noShards, again, fell := false, false, false
+	var refused time.Time // when the user was last found to have no right to the channels of the queue
 	for pauses := (backoff{min: shortestRetry, max: resubscribe}); ctx.Err() == nil && s.follow(ctx, e); {
 		n := &subscription{subscriber: s, ear: e, again: again, channels: make(map[string]channel)}
 		n.plain = noShards || s.server.topology == nil
-		n.releasesOnly = refused || noShards || !s.server.mayQueue()
+		n.releasesOnly = noShards || time.Since(refused) < deniedPause || !s.server.mayQueue()
 		start := time.Now()
 		err := s.server.inCluster(n.run(ctx))
 		if ctx.Err() == nil {
@@ -234,12 +235,14 @@ func (s *subscriber) listen(ctx context.Context, e *ear) {
 				s.events.unsubscribed(e.addr, err)
 			}
 		}
+		fell = fell && (n.releasesOnly || !n.stood)
 		// A closed subscription is our own doing, and is no reason to give up.
 		denied := judge(err) == final && !errors.Is(err, redis.ErrClosed)
 		switch {
 		case denied && !n.releasesOnly:
-			refused = true // Perhaps the user has a right to the first channel alone.
-			if redis.IsPermissionError(err) {
+			refused = time.Now() // Perhaps the user has a right to the first channel alone.
+			if redis.IsPermissionError(err) && !fell {
+				fell = true
 				s.events.fellBack(err.Error())
 			}
 			continue
@@ -297,17 +300,17 @@ func (s *subscriber) follow(ctx context.Context, e *ear) bool {
 // The connection is used once: go-redis repairs it silently when it breaks, and
 // then nobody learns that messages were lost.
 type subscription struct {
-	subscriber   *subscriber
-	ear          *ear
-	pubsub       *redis.PubSub
-	plain        bool // channels belong to no slot: there is no cluster, or its server does not know better (Redis 6)
-	releasesOnly bool // no grants
-	again        bool // another stood before
-	stood        bool // everything was confirmed that was asked for at first; of the goroutine that receives
+	subscriber *subscriber
+	ear        *ear
+	pubsub     *redis.PubSub
+	plain      bool // channels belong to no slot: there is no cluster, or its server does not know better (Redis 6)
+	again      bool // another stood before
+	stood      bool // everything was confirmed that was asked for at first; of the goroutine that receives
 
-	mu       sync.Mutex         // guards what follows
-	channels map[string]channel // that it has asked for
-	asked    int                // buckets whose channels are not confirmed yet
+	mu           sync.Mutex         // guards what follows
+	releasesOnly bool               // no grants, as long as the right to them is refused
+	channels     map[string]channel // that it has asked for
+	asked        int                // buckets whose channels are not confirmed yet
 }
 
 // A channel is what a subscription knows of one.
@@ -388,12 +391,12 @@ func (n *subscription) add(ctx context.Context) error {
 // register returns the channels of a bucket, if the subscription has not asked for them. The last, if there are
 // several, is the inbox.
 func (n *subscription) register(b *bucket) []string {
-	all := []string{b.releases(), b.census(), n.subscriber.server.inbox(b)}
+	all := n.channelsOf(b)
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	if n.releasesOnly {
 		all = all[:1]
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	if _, done := n.channels[all[0]]; done {
 		return nil
 	}
@@ -402,6 +405,40 @@ func (n *subscription) register(b *bucket) []string {
 	}
 	n.asked++
 	return all
+}
+
+func (n *subscription) channelsOf(b *bucket) []string {
+	return []string{b.releases(), b.census(), n.subscriber.server.inbox(b)}
+}
+
+// askForMore asks for the channels of the queue again, over the same connection, so that
+// no message is missed meanwhile. A refusal is read as the answer to a ping is.
+func (n *subscription) askForMore(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, pingEvery)
+	defer cancel()
+	subscribe := n.pubsub.Subscribe
+	if !n.plain {
+		subscribe = n.pubsub.SSubscribe
+	}
+	for _, b := range n.subscriber.bucketsOf(n.ear) {
+		more := n.channelsOf(b)[1:]
+		n.mu.Lock()
+		for i, name := range more {
+			n.channels[name] = channel{bucket: b, inbox: i == 1}
+		}
+		n.mu.Unlock()
+		if err := subscribe(ctx, more...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lacksGrants reports whether the subscription hears of no grants.
+func (n *subscription) lacksGrants() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.releasesOnly
 }
 
 // confirmed tells whether nothing that was asked for may still be refused.
@@ -420,11 +457,14 @@ func (n *subscription) channel(name string) channel {
 // confirm takes the confirmation of a channel.
 func (n *subscription) confirm(name string) {
 	c := n.channel(name)
-	if !c.last {
+	if !c.last && !c.inbox {
 		return
 	}
 	n.mu.Lock()
-	n.asked--
+	if c.last {
+		n.asked--
+	}
+	n.releasesOnly = n.releasesOnly && !c.inbox
 	n.mu.Unlock()
 	if c.inbox {
 		n.subscriber.hearsNow(n.ear, c.bucket)
@@ -502,6 +542,7 @@ func (n *subscription) checkOn(ctx context.Context) {
 	ticker := time.NewTicker(pingEvery)
 	defer ticker.Stop()
 	placed := make(chan bool, 1) // sent to by the one who asks, who need not wait
+	refused := time.Now()        // at the latest, if the user may not hear of grants
 	for asks := false; ; {
 		select {
 		case <-ctx.Done():
@@ -511,8 +552,18 @@ func (n *subscription) checkOn(ctx context.Context) {
 				return
 			}
 		case <-ticker.C:
-			if n.ping(ctx) != nil || !n.releasesOnly && !n.subscriber.server.mayQueue() {
+			lacks, mayQueue := n.lacksGrants(), n.subscriber.server.mayQueue()
+			if n.ping(ctx) != nil || !lacks && !mayQueue {
 				return // The others must not take it for one who can be handed a lock.
+			}
+			// One ping earlier, so that it is not later than the pause. A server of a cluster without channels of
+			// its slots hands nothing over.
+			again := time.Since(refused)+pingEvery >= deniedPause && (n.subscriber.server.topology == nil || !n.plain)
+			if lacks && mayQueue && again && n.confirmed() {
+				refused = time.Now()
+				if n.askForMore(ctx) != nil {
+					return
+				}
 			}
 			if b := n.subscriber.someHeard(n.ear); !asks && b != nil && n.subscriber.server.moves() {
 				asks = true

@@ -143,6 +143,11 @@ var table = []counted{
 		all:         one(func(s redfour.Stats) int64 { return s.SubscriptionsLost }),
 	},
 	{
+		name: "redfour.unauthenticated", unit: "{outage}",
+		description: "Outages in which Redis refused the password, or wanted one.",
+		all:         one(func(s redfour.Stats) int64 { return s.Unauthenticated }),
+	},
+	{
 		name: "redfour.scripts", unit: "{script}",
 		description: "Scripts that were sent to Redis, those that were sent again included.",
 		all:         one(func(s redfour.Stats) int64 { return s.Scripts }),

@@ -252,6 +252,17 @@ var metricTests = map[string]struct {
 		},
 		map[string]int64{"subscription.lost": 1},
 	},
+	"the password is refused": {
+		func(t *testing.T, s *scene) func() {
+			lease := mustAcquire(t, s.lock, "42", time.Hour)
+			return func() {
+				s.SetError("WRONGPASS x")
+				time.AfterFunc(time.Millisecond, func() { s.SetError("") })
+				require.NoError(t, s.lock.Renew(t.Context(), lease, time.Hour))
+			}
+		},
+		map[string]int64{"unauthenticated": 1, "renewal.attempts failed": 1, "renewal.attempts succeeded": 1, "scripts": 2, "round_trips": 2},
+	},
 	"calls at the same time": {
 		func(t *testing.T, s *scene) func() {
 			return func() {

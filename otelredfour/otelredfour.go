@@ -28,6 +28,7 @@
 //	redfour.grant.claimed            counter          {grant}
 //	redfour.subscription.confirmed   counter          {subscription}
 //	redfour.subscription.lost        counter          {subscription}
+//	redfour.unauthenticated          counter          {outage}
 //	redfour.scripts                  counter          {script}
 //	redfour.round_trips              counter          {round_trip}
 //	redfour.batches                  counter          {batch}
