@@ -180,19 +180,6 @@ func (s *server) inCluster(err error) error {
 	return err
 }
 
-// countScript counts the subscribers of a channel where the scripts run. It has a key, though it needs none, because then a server that
-// is not the slot's master any more sends the client to the one that is. If the client wants to read from replicas as well, they do not; but they
-// refuse a write, which changes nothing.
-//
-//	KEYS 1 a key that does not exist
-//	ARGV 1 the channel
-var countScript = newScript(`
-local write = redis.pcall("DEL", KEYS[1])
-if type(write) == "table" then return write end
-local n = redis.pcall("PUBSUB", "SHARDNUMSUB", ARGV[1])
-return n.err and n or n[2]
-`)
-
 // unknownCommand tells whether a server says so.
 func unknownCommand(err error) bool {
 	serverErr, ok := errors.AsType[redis.Error](err)

@@ -15,7 +15,8 @@ var (
 func Scripts() map[string]string {
 	return map[string]string{
 		"acquire": AcquireScript, "leave": LeaveScript, "release": ReleaseScript, "renew": RenewScript,
-		"inspect": InspectScript, "count": countScript.source, "sharded acquire": shardedAcquireScript.source,
+		"inspect": InspectScript, "count": countScript.source, "sharded count": shardedCountScript.source,
+		"sharded acquire": shardedAcquireScript.source,
 		"sharded release": shardedReleaseScript.source, "sharded inspect": shardedInspectScript.source,
 	}
 }

@@ -89,7 +89,7 @@ func newLock(tb testing.TB, client redis.UniversalClient, opts ...redfour.Option
 // scripts as a hook of the client, and the bytes as its dialer.
 type link struct {
 	mu      sync.Mutex // guards what follows
-	scripts int        // sent so far
+	scripts int        // sent so far, but for the checks of the subscription
 	shared  int        // round trips so far that carried several
 	ears    int        // connections that subscribed so far
 	before  func(ctx context.Context, cmd redis.Cmder) error
@@ -145,7 +145,14 @@ func isRelease(cmd redis.Cmder) bool {
 }
 
 func isLeave(cmd redis.Cmder) bool { return strings.Contains(argument(cmd.Args(), 4), "-waiters:") }
-func isRenew(cmd redis.Cmder) bool { return keys(cmd) == 1 && !isRelease(cmd) && !isInspect(cmd) }
+func isRenew(cmd redis.Cmder) bool {
+	return keys(cmd) == 1 && !isRelease(cmd) && !isInspect(cmd) && !isCheck(cmd)
+}
+
+// isCheck matches the script that counts the subscribers of an inbox.
+func isCheck(cmd redis.Cmder) bool {
+	return keys(cmd) == 1 && strings.Contains(argument(cmd.Args(), 4), "-grant:")
+}
 
 // isInspect tells of the script that looks, and of the one that does so for the library itself.
 func isInspect(cmd redis.Cmder) bool {
@@ -244,7 +251,9 @@ func (l *link) send(ctx context.Context, cmd redis.Cmder) error {
 		return nil
 	}
 	l.mu.Lock()
-	l.scripts++
+	if !isCheck(cmd) {
+		l.scripts++
+	}
 	before := l.before
 	l.mu.Unlock()
 	if before == nil {

@@ -487,6 +487,63 @@ func TestRealWaitAcquire_noticesReleaseWhenItsSubscriberReturns(t *testing.T) {
 	require.Less(t, time.Since(back), 3*time.Second)
 }
 
+// A name moves (VIP, proxy, DNS): commands follow it, while the old master lives on
+// as a replica, and keeps its subscribers. Others pass the lock on all the time, so that no release is published.
+func TestRealSubscription_followsANameThatMoves(t *testing.T) {
+	for name, cut := range map[string]bool{"commands are cut off": true, "standing connections stay": false} {
+		t.Run(name, func(t *testing.T) {
+			old := startReal(t, "--repl-diskless-sync-delay", "0")
+			to := startReal(t, "--replicaof", "127.0.0.1", strconv.Itoa(old.Port()))
+			var at atomic.Pointer[realRedis]
+			at.Store(old)
+			way := new(link)
+			o := old.options()
+			dial := o.Dialer
+			o.Dialer = way.through(func(ctx context.Context, network, _ string) (net.Conn, error) {
+				return dial(ctx, network, at.Load().Addr())
+			})
+			lease := mustAcquire(t, old.lock(t), "42", time.Minute)
+			got := sleeper(t, newLock(t, newClient(t, o, way)), way, "42")
+			eventually(t, func() bool { return to.admin.LLen(t.Context(), "lock-waiters:42").Val() == 1 }, "replicated")
+
+			to.do(t, "REPLICAOF", "NO", "ONE")
+			old.do(t, "REPLICAOF", "127.0.0.1", strconv.Itoa(to.Port()))
+			passAround(t, "42", to.lock(t), to.lock(t))
+			eventually(t, func() bool { return to.admin.LLen(t.Context(), "lock-waiters:42").Val() == 3 }, "queued")
+			at.Store(to)
+			moved := time.Now()
+			if cut {
+				way.cut(func(c *linkConn) bool { return !isSubscriber(c) })
+			}
+			require.NoError(t, to.lock(t).Release(t.Context(), lease))
+			takeLease(t, got)
+			t.Logf("served %v after the move", time.Since(moved).Round(time.Millisecond))
+			require.Less(t, time.Since(moved), 3*time.Second)
+		})
+	}
+}
+
+// passAround passes the lock of id between the given Locks until the test ends, so that two or more
+// callers wait in each.
+func passAround(t *testing.T, id string, locks ...*redfour.Lock) {
+	t.Helper()
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+	})
+	for i := range 3 * len(locks) {
+		wg.Go(func() {
+			for l := locks[i%len(locks)]; ctx.Err() == nil; {
+				if lease, err := l.WaitAcquire(ctx, id, time.Minute); err == nil {
+					_ = l.Release(ctx, lease)
+				}
+			}
+		})
+	}
+}
+
 func TestRealWaitAcquire_killedSubscriberLooksAgain(t *testing.T) {
 	r := startReal(t)
 	mustAcquire(t, r.lock(t), "42", time.Minute)

@@ -195,18 +195,20 @@ func TestRealWaitAcquire_hundredWaitersCostTwoCommandsPerSection(t *testing.T) {
 	require.LessOrEqual(t, float64(r.calls(t, "evalsha"))/(waiters*rounds), 2.6)
 }
 
-func TestRealWaitAcquire_sendsNoScriptsWhileItSleeps(t *testing.T) {
+func TestRealWaitAcquire_onlyChecksItsSubscriptionWhileItSleeps(t *testing.T) {
 	r := startReal(t)
 	mustAcquire(t, r.lock(t), "42", time.Minute)
 	way := new(link)
 	l := r.lock(t, way)
 	sleeper(t, l, way, "42")
 	r.do(t, "CONFIG", "RESETSTAT")
+	sent := way.sent()
 	ctx, cancel := context.WithTimeout(t.Context(), 2500*time.Millisecond)
 	defer cancel()
 	_, err := l.WaitAcquire(ctx, "42", time.Minute)
 	require.ErrorIs(t, err, redfour.ErrLocked)
-	require.Zero(t, r.calls(t, "evalsha"))
+	require.Equal(t, sent, way.sent())
+	require.LessOrEqual(t, r.calls(t, "evalsha"), 4)
 	require.Positive(t, r.calls(t, "ping"), "the subscription is checked")
 	require.LessOrEqual(t, r.calls(t, "ping"), 4)
 }

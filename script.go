@@ -403,6 +403,21 @@ end
 return reply
 `)
 
+// countScript counts the subscribers of a channel where the scripts run. A server that was replaced by
+// another still counts its own, so a write is tried first, which changes nothing: a replica refuses it. The key
+// sends a cluster's client to the slot's master.
+//
+//	KEYS 1 a key that does not exist
+//	ARGV 1 the channel
+//
+// It replies the number alone.
+var countScript = newScript(`
+local write = redis.pcall("DEL", KEYS[1])
+if type(write) == "table" then return write end
+local n = redis.pcall("PUBSUB", "NUMSUB", ARGV[1])
+return n.err and n or n[2]
+`)
+
 // The statuses that the scripts reply.
 const (
 	statusHeld     = 0 // acquire: by another lease; inspect: by one
@@ -513,7 +528,7 @@ type server struct {
 	crew     *crew.Crew
 	life     context.Context //nolint:containedctx // The Lock's own life, no request's.
 
-	acquiring, releasing, inspecting *script // as this server needs them
+	acquiring, releasing, inspecting, counting *script // as this server needs them
 
 	pace    pace                      // of the one master, outside a cluster
 	timers  sync.Pool                 // of *time.Timer, stopped; of this Lock alone, because a test's bubble must not share them
@@ -526,12 +541,13 @@ func newServer(life context.Context, client redis.UniversalClient, cfg config, c
 	s := &server{
 		client: client, crew: c, life: life, buckets: layOut(cfg.namespace, ok), events: e,
 		member: rand.Text(), owner: cfg.owner, rotates: rotates(client),
-		acquiring: acquireScript, releasing: releaseScript, inspecting: inspectScript,
+		acquiring: acquireScript, releasing: releaseScript, inspecting: inspectScript, counting: countScript,
 	}
 	s.batcher = s.newBatcher()
 	if ok {
 		s.topology = &topology{client: cluster, masters: make(map[string]*master)}
 		s.acquiring, s.releasing, s.inspecting = shardedAcquireScript, shardedReleaseScript, shardedInspectScript
+		s.counting = shardedCountScript
 	}
 	return s
 }
@@ -544,6 +560,7 @@ var (
 	shardedAcquireScript = acquireScript.sharded()
 	shardedReleaseScript = releaseScript.sharded()
 	shardedInspectScript = inspectScript.sharded()
+	shardedCountScript   = countScript.sharded()
 )
 
 // A reading is the server's clock, as a reply told it.
@@ -555,23 +572,18 @@ type reading struct {
 // inbox is the channel of a bucket that this member alone subscribes to.
 func (s *server) inbox(b *bucket) string { return b.inbox(s.member) }
 
-// moves tells whether the client follows a failover to another server. Go-redis does
-// not say so of one that asks sentinels; this is what it calls the address of such a client.
-func (s *server) moves() bool {
-	c, ok := s.client.(*redis.Client)
-	return !ok || c.Options().Addr == "FailoverClient"
-}
-
-// hears tells whether this member subscribes to its inbox, on the server that runs the
-// scripts. It believes so if there is no answer.
+// hears reports whether this member subscribes to its inbox, on the server that runs the
+// scripts. It returns true if there is no answer within about a second.
+//
+// A name may move to another server while the client's pool has connections to the old
+// one. Each of these refuses the script's write, and is closed then.
 func (s *server) hears(ctx context.Context, b *bucket) bool {
-	channel := s.inbox(b)
-	if s.topology != nil {
-		r, err := s.run(ctx, pingEvery, b, countScript, append(countScript.words(1, 1), b.lock(""), channel))
-		return err != nil || r.index > 0
-	}
-	subscribers, err := s.client.PubSubNumSub(ctx, channel).Result()
-	return err != nil || subscribers[channel] > 0
+	var r reply
+	err := repeat(ctx, ctx, time.Now().Add(pingEvery), verdict.outOfReach, func() (err error) {
+		r, err = s.run(ctx, pingEvery, b, s.counting, append(s.counting.words(1, 1), b.lock(""), s.inbox(b)))
+		return err
+	})
+	return err != nil || r.index > 0
 }
 
 // A place is how a member waits for a lock: its entry in the queue, and the highest index that
@@ -817,7 +829,7 @@ type call struct {
 	bucket *bucket
 	script *script
 	words  []any // of the command
-	pace   *pace // of what sends it; set by send
+	pace   *pace // of what sends it; set by send, nil without it
 }
 
 func newCall(ctx context.Context, b *bucket, sc *script, words []any) *call {
@@ -913,7 +925,7 @@ func (s *server) read(c *call) (reply, error) {
 	cmd := c.Cmd.(command) //nolint:forcetypeassert // See newCall.
 	err := s.inCluster(cmd.Err())
 	s.heard(err)
-	if judge(err) != unknown && !judge(err).outOfReach() {
+	if c.pace != nil && judge(err) != unknown && !judge(err).outOfReach() {
 		c.pace.answered(time.Since(c.Sent()))
 	}
 	if err != nil {

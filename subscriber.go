@@ -222,8 +222,12 @@ func (s *subscriber) listenAnewLocked(e *ear) {
 func (s *subscriber) listen(ctx context.Context, e *ear) {
 	noShards, again, fell := false, false, false
 	var refused time.Time // when the user was last found to have no right to the channels of the queue
+	// Some services count no subscribers. There a new subscription helps nobody, and wakes every id.
+	unchecked := backoff{min: pingEvery, max: longestLook}
 	for pauses := (backoff{min: shortestRetry, max: resubscribe}); ctx.Err() == nil && s.follow(ctx, e); {
-		n := &subscription{subscriber: s, ear: e, again: again, channels: make(map[string]channel)}
+		n := &subscription{
+			subscriber: s, ear: e, again: again, unchecked: unchecked.step, channels: make(map[string]channel),
+		}
 		n.plain = noShards || s.server.topology == nil
 		n.releasesOnly = noShards || time.Since(refused) < deniedPause || !s.server.mayQueue()
 		start := time.Now()
@@ -236,6 +240,12 @@ func (s *subscriber) listen(ctx context.Context, e *ear) {
 			}
 		}
 		fell = fell && (n.releasesOnly || !n.stood)
+		switch {
+		case n.placed:
+			unchecked.step = 0
+		case n.misplaced:
+			_ = unchecked.next()
+		}
 		// A closed subscription is our own doing, and is no reason to give up.
 		denied := judge(err) == final && !errors.Is(err, redis.ErrClosed)
 		switch {
@@ -306,6 +316,10 @@ type subscription struct {
 	plain      bool // channels belong to no slot: there is no cluster, or its server does not know better (Redis 6)
 	again      bool // another stood before
 	stood      bool // everything was confirmed that was asked for at first; of the goroutine that receives
+
+	unchecked time.Duration // at its beginning, while it is not asked where the subscription is
+	placed    bool          // it was counted where the scripts run; of checkOn
+	misplaced bool          // it was closed because it was not counted there; of checkOn
 
 	mu           sync.Mutex         // guards what follows
 	releasesOnly bool               // no grants, as long as the right to them is refused
@@ -534,13 +548,14 @@ func receive(ctx context.Context, pubsub *redis.PubSub) (any, error) {
 // checkOn pings the subscription, so that a connection that died silently is
 // noticed by whoever receives from it, adds what is to be heard as well, and closes it when ctx ends.
 //
-// It also closes one that is not on the server that runs the scripts. After a failover
-// the client sends commands to the new master at once, while the old one, where
-// nobody releases anything any more, keeps its subscribers for ten seconds or so, and in a cluster for ever.
+// It also closes one that is not on the server that runs the scripts. When a name moves,
+// or after a failover, the client sends commands to the new master at once. The old master
+// keeps its subscribers for seconds or for ever, and grants nothing.
 func (n *subscription) checkOn(ctx context.Context) {
 	defer n.pubsub.Close() //nolint:errcheck // It is given up, or broken already.
 	ticker := time.NewTicker(pingEvery)
 	defer ticker.Stop()
+	began := time.Now()
 	placed := make(chan bool, 1) // sent to by the one who asks, who need not wait
 	refused := time.Now()        // at the latest, if the user may not hear of grants
 	for asks := false; ; {
@@ -565,16 +580,18 @@ func (n *subscription) checkOn(ctx context.Context) {
 					return
 				}
 			}
-			if b := n.subscriber.someHeard(n.ear); !asks && b != nil && n.subscriber.server.moves() {
+			if b := n.subscriber.someHeard(n.ear); !asks && b != nil && time.Since(began) >= n.unchecked {
 				asks = true
 				// Beside this, because a server that hangs does not answer for longer than the subscription waits for it.
-				n.subscriber.crew.Start(func() { placed <- n.isPlaced(ctx, b) })
+				n.subscriber.crew.Start(func() { placed <- n.subscriber.server.hears(ctx, b) })
 			}
 		case ok := <-placed:
 			asks = false
 			if !ok {
+				n.misplaced = true
 				return
 			}
+			n.placed = true
 		}
 	}
 }
@@ -583,11 +600,4 @@ func (n *subscription) ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, pingEvery)
 	defer cancel()
 	return n.pubsub.Ping(ctx)
-}
-
-// isPlaced tells whether the subscription is where the scripts for b run, as far as is known.
-func (n *subscription) isPlaced(ctx context.Context, b *bucket) bool {
-	ctx, cancel := context.WithTimeout(ctx, pingEvery)
-	defer cancel()
-	return n.subscriber.server.hears(ctx, b)
 }

@@ -96,8 +96,8 @@ func (t *targets) idle() {
 		// What is due once in a while may come once more in a run than its length allows for.
 		cell, _ := t.results.Cell(load, ours)
 		seconds := cell.Figure(func(r Run) float64 { return r.Seconds }).Min
-		due := 1 + float64(goal.ids)/30 + ratio(1, seconds)
-		commands := metric{"commands/s; due are a ping a second, and a look every 30 s for each id", Run.CommandsPerSecond, less}
+		due := 2 + float64(goal.ids)/30 + ratio(1, seconds)
+		commands := metric{"commands/s; due are a ping and a check a second, and a look every 30 s for each id", Run.CommandsPerSecond, less}
 		t.figure("idle", load, commands, Figure.max, atMost(due))
 		t.figure("idle", load, metricsOf(Idle)[1], Figure.median, atMost(goal.kB))
 	}
