@@ -2,6 +2,8 @@ package redfour_test
 
 import (
 	"context"
+	"encoding"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -103,7 +105,7 @@ type link struct {
 }
 
 // beforeScript calls f before each script is sent; an error keeps it from being
-// sent. A nil f ends that.
+// sent, and lostReply makes it look as if it had been. A nil f ends that.
 func (l *link) beforeScript(f func(ctx context.Context, cmd redis.Cmder) error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -168,6 +170,17 @@ func keys(cmd redis.Cmder) int {
 func argument(args []any, i int) string {
 	s, _ := args[i].(string)
 	return s
+}
+
+// written returns the words of a command as go-redis writes them, which it takes for written from then on.
+func written(cmd redis.Cmder) []any {
+	words := slices.Clone(cmd.Args())
+	for i, word := range words {
+		if m, ok := word.(encoding.BinaryMarshaler); ok {
+			words[i], _ = m.MarshalBinary()
+		}
+	}
+	return words
 }
 
 // valuesOf returns what a script replied: status, index, milliseconds left, time.
@@ -260,6 +273,9 @@ func (l *link) send(ctx context.Context, cmd redis.Cmder) error {
 		return nil
 	}
 	err := before(ctx, cmd)
+	if errors.Is(err, lostReply()) {
+		written(cmd)
+	}
 	if err != nil {
 		cmd.SetErr(err)
 	}

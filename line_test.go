@@ -1074,8 +1074,8 @@ func (m *mini) capture(t *testing.T, way *link, match func(redis.Cmder) bool) (d
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		if first == nil {
-			first = cmd.Args()
+		if words := written(cmd); first == nil {
+			first = words
 		}
 		return lostReply()
 	})

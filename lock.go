@@ -175,7 +175,11 @@ type Lock struct {
 // go-redis then never gives up on a connection that has died silently.
 //
 // Calls that are made at the same time share round trips, in pipelines of go-redis: hooks of the client see them there, without
-// the values of the callers' contexts. A call that is alone is a command, with those values.
+// the values of the callers' contexts. A call that is alone is a command, with those values. The
+// second of its Args, the hash of a script or its source, is an [encoding.BinaryMarshaler] and
+// a [fmt.Stringer]: go-redis asks for its bytes when it writes the command. A call that fails
+// before that is known not to have run. So a hook that sends a command in a way of its own
+// has to take these bytes.
 //
 // The client is a [*redis.Client], made by redis.NewClient or, for Sentinel, by
 // redis.NewFailoverClient, or a [*redis.ClusterClient] of a real cluster. New returns an
@@ -287,7 +291,9 @@ const acquireTime = 5 * time.Second
 // If the lock is held it returns a [*LockedError]. If Redis cannot be reached or refuses
 // the password it tries again, within ctx and for at most 5 s, and then returns the last error,
 // which matches neither [ErrLocked] nor [ErrNotHeld]. What Redis refuses for
-// another reason (it is full, it cannot save, it lacks replicas) is an error at once. If ctx
+// another reason (it is full, it cannot save, it lacks replicas) is an error at once, and so
+// is what the Limiter of the client's options refuses: a circuit breaker is there to make
+// calls fail fast. Release, Renew and waits try again after it. If ctx
 // ends, the error matches ctx.Err() and context.Cause(ctx). A lease that such a
 // call may still bring is released in the background.
 // If Redis granted the lock so late that the ttl was over, the lease is
@@ -423,6 +429,9 @@ func (f *failures) note(err error) error {
 	// That the library's bound or the caller's ctx ended says nothing about Redis.
 	_, givenUp := errors.AsType[*givenUpError](err)
 	ended := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	if e, ok := errors.AsType[*unsentError](err); ok {
+		v = judge(e.why)
+	}
 	if !givenUp && (v != unknown || !ended) {
 		f.last = err
 	}

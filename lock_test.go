@@ -249,7 +249,7 @@ func TestAcquire_givesBackWhatArrivesAfterItsConnectionBroke(t *testing.T) {
 				var late []any
 				way.beforeScript(func(_ context.Context, cmd redis.Cmder) error {
 					if late == nil && isAcquire(cmd) {
-						late = cmd.Args()
+						late = written(cmd)
 						return io.EOF
 					}
 					return nil

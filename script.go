@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	mathrand "math/rand/v2"
 	"net"
@@ -436,18 +437,18 @@ const (
 
 type script struct {
 	source string
-	hash   any // a string; as an any here, so that it is not made one with each call
+	hash   []byte // in hexadecimal digits
 }
 
 func newScript(source string) *script {
 	sum := sha1.Sum([]byte(source)) // the name that Redis gives it
-	return &script{source: source, hash: hex.EncodeToString(sum[:])}
+	return &script{source: source, hash: hex.AppendEncode(nil, sum[:])}
 }
 
 // words begins the words of a command that runs the script with as many keys. The keys are to follow, and then the
 // arguments, as many as there is room for.
 func (sc *script) words(keys, argv int) []any {
-	return append(make([]any, 0, firstKey+keys+argv), "evalsha", sc.hash, keys)
+	return append(make([]any, 0, firstKey+keys+argv), "evalsha", nil, keys) // See newCall.
 }
 
 // firstKey is where the keys begin in the words of a command.
@@ -477,6 +478,41 @@ func (c command) Clone() redis.Cmder {
 	}
 	return command{clone}
 }
+
+// A mark is the second word of a command: the hash of the script, or its source. Go-redis
+// asks for its bytes when it writes the command, and not before. Whatever the error of a
+// command whose mark was not asked for: it is one of the client's own, and nothing ran.
+// It may be of a Limiter, a hook, a Dialer, the pool or the handshake.
+type mark struct {
+	text  []byte
+	state atomic.Int32 // a markState
+}
+
+type markState = int32
+
+const (
+	unwritten markState = iota
+	written             // or about to be
+	withdrawn           // it was not written, and must not be any more
+)
+
+func (m *mark) MarshalBinary() ([]byte, error) {
+	if !m.state.CompareAndSwap(unwritten, written) && m.state.Load() == withdrawn {
+		return nil, errWithdrawn
+	}
+	return m.text, nil
+}
+
+func (m *mark) String() string { return string(m.text) }
+
+// withdraw reports whether the command was not written. It is not written from then on: a
+// hook may have left the rest of the client at work.
+func (m *mark) withdraw() bool {
+	return m.state.CompareAndSwap(unwritten, withdrawn) || m.state.Load() == withdrawn
+}
+
+// errWithdrawn keeps a command from being written.
+var errWithdrawn = errors.New("the call has failed before")
 
 // A reply is what a script answered, and the time just before it was sent,
 // from which every deadline is counted.
@@ -534,6 +570,7 @@ type server struct {
 	timers  sync.Pool                 // of *time.Timer, stopped; of this Lock alone, because a test's bubble must not share them
 	refused atomic.Pointer[time.Time] // when the user was last found to have no right to queues; nil since he had it
 	rotates bool                      // the client asks a provider for its password
+	limited bool                      // the client has a Limiter
 }
 
 func newServer(life context.Context, client redis.UniversalClient, cfg config, c *crew.Crew, e *events) *server {
@@ -544,6 +581,9 @@ func newServer(life context.Context, client redis.UniversalClient, cfg config, c
 		acquiring: acquireScript, releasing: releaseScript, inspecting: inspectScript, counting: countScript,
 	}
 	s.batcher = s.newBatcher()
+	if one, ok := client.(*redis.Client); ok {
+		s.limited = one.Options().Limiter != nil
+	}
 	if ok {
 		s.topology = &topology{client: cluster, masters: make(map[string]*master)}
 		s.acquiring, s.releasing, s.inspecting = shardedAcquireScript, shardedReleaseScript, shardedInspectScript
@@ -792,7 +832,7 @@ func (s *server) confirm(ctx context.Context, l leaseKey, ttl time.Duration, wan
 	master, _, err := s.master(ctx, b)
 	if err != nil {
 		s.heard(err)
-		return confirmation{err: err}
+		return confirmation{err: &unsentError{err, false}}
 	}
 	c := s.newRenewal(ctx, b, l, ttl).inFull() // A server without the script would still go through with WAIT.
 	wait := redis.NewIntCmd(ctx, "wait", want.replicas, want.timeout.Milliseconds())
@@ -830,10 +870,12 @@ type call struct {
 	script *script
 	words  []any // of the command
 	pace   *pace // of what sends it; set by send, nil without it
+	mark   mark  // the second of them
 }
 
 func newCall(ctx context.Context, b *bucket, sc *script, words []any) *call {
-	c := &call{bucket: b, script: sc, words: words}
+	c := &call{bucket: b, script: sc, words: words, mark: mark{text: sc.hash}}
+	words[1] = &c.mark
 	c.Init(ctx, newCommand(ctx, words))
 	return c
 }
@@ -854,8 +896,10 @@ func (c *call) unknownScript() bool {
 // inFull makes a call that brings the script along.
 func (c *call) inFull() *call {
 	words := slices.Clone(c.words)
-	words[0], words[1] = "eval", c.script.source
-	return newCall(c.Caller(), c.bucket, c.script, words)
+	words[0] = "eval"
+	full := newCall(c.Caller(), c.bucket, c.script, words)
+	full.mark.text = []byte(c.script.source)
+	return full
 }
 
 // send sends a call, and returns it.
@@ -925,6 +969,9 @@ func (s *server) read(c *call) (reply, error) {
 	cmd := c.Cmd.(command) //nolint:forcetypeassert // See newCall.
 	err := s.inCluster(cmd.Err())
 	s.heard(err)
+	if err != nil && c.mark.withdraw() {
+		return reply{}, &unsentError{err, s.limited && !onTheWay(err)}
+	}
 	if c.pace != nil && judge(err) != unknown && !judge(err).outOfReach() {
 		c.pace.answered(time.Since(c.Sent()))
 	}
@@ -1101,6 +1148,15 @@ type givenUpError struct {
 func (e *givenUpError) Error() string { return e.why.Error() }
 func (e *givenUpError) Unwrap() error { return e.why }
 
+// An unsentError is an error of the client's own, about a script that it has not begun to write.
+type unsentError struct {
+	why     error
+	limited bool // it may be that of a Limiter
+}
+
+func (e *unsentError) Error() string { return e.why.Error() }
+func (e *unsentError) Unwrap() error { return e.why }
+
 // errNoAnswer says that an attempt was given up while its caller was still there.
 var errNoAnswer = errors.New("no answer from Redis")
 
@@ -1158,6 +1214,16 @@ func judge(err error) verdict {
 		}
 		return unknown
 	}
+	if e, ok := errors.AsType[*unsentError](err); ok {
+		switch v := judge(e.why); {
+		case v != unknown:
+			return v
+		case e.limited:
+			// A circuit breaker is there to make calls fail fast, and a caller in a hurry should not fight it.
+			return rejected
+		}
+		return unreachable
+	}
 	if errors.Is(err, ErrNotHeld) {
 		return lost
 	}
@@ -1170,24 +1236,24 @@ func judge(err error) verdict {
 	if serverErr, ok := errors.AsType[redis.Error](err); ok {
 		return judgeServer(serverErr)
 	}
-	switch {
-	case errors.Is(err, redis.ErrClosed):
+	if errors.Is(err, redis.ErrClosed) {
 		return final
-	case notConnected(err), errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrPoolExhausted):
+	}
+	// In a cluster a script may have been written before, to a server that sent it elsewhere.
+	if opErr, ok := errors.AsType[*net.OpError](err); ok && opErr.Op == "dial" {
 		return unreachable
 	}
 	return unknown
 }
 
-// notConnected tells whether there was no connection to send a script over.
-func notConnected(err error) bool {
-	opErr, ok := errors.AsType[*net.OpError](err)
-	if ok && opErr.Op == "dial" {
-		return true
-	}
+// onTheWay reports whether an error is of the way to the server, and none of a Limiter's.
+func onTheWay(err error) bool {
+	_, network := errors.AsType[net.Error](err) // a timeout and the end of a context included
+	_, answer := errors.AsType[redis.Error](err)
 	_, badCertificate := errors.AsType[*tls.CertificateVerificationError](err)
 	_, noTLS := errors.AsType[tls.RecordHeaderError](err)
-	return badCertificate || noTLS
+	return network || answer || badCertificate || noTLS || errors.Is(err, io.EOF) || errors.Is(err, context.Canceled) ||
+		errors.Is(err, redis.ErrPoolTimeout) || errors.Is(err, redis.ErrPoolExhausted) || errors.Is(err, batch.ErrEnded)
 }
 
 // judgeServer judges an error that came over the wire. Only the errors that Redis and
