@@ -366,6 +366,53 @@ func refusedBy(t *testing.T, client *redis.Client) (objects []string) {
 	return objects
 }
 
+// Go-redis tells a server its name when it connects. From Redis 7.2 on that needs a right, or is noted.
+func TestRealRights_noConnectionIsNoted(t *testing.T) {
+	for _, user := range []string{"app", "simple"} {
+		for _, row := range []struct {
+			name    string
+			right   []any
+			options func(o *redis.Options)
+			noted   []string // from Redis 7.2 on
+		}{
+			{"as documented for all", nil, func(*redis.Options) {}, []string{"client|setinfo"}},
+			{"without identity", nil, func(o *redis.Options) { o.DisableIdentity = true }, nil},
+			{"with the right", []any{"+client|setinfo"}, func(*redis.Options) {}, nil},
+		} {
+			t.Run(user+"/"+row.name, func(t *testing.T) {
+				r := startReal(t)
+				version := r.admin.InfoMap(t.Context(), "server").Val()["Server"]["redis_version"]
+				knows := !regexp.MustCompile(`^([0-6]|7\.[01])\.`).MatchString(version)
+				if row.right != nil && !knows {
+					t.Skipf("Redis %s does not know CLIENT SETINFO: such a rule is an error", version)
+				}
+				o := r.options()
+				r.user(t, append(documentedRights(t, user)[4:], row.right...)...)(o)
+				row.options(o)
+				l := newLock(t, newClient(t, o))
+				lease := mustAcquire(t, l, "42", time.Minute)
+				got := waitFor(t.Context(), l, "42", time.Minute)
+				eventually(t, func() bool { return l.Stats().Subscriptions == 1 }, "subscribed")
+				require.NoError(t, l.Release(t.Context(), lease))
+				require.NoError(t, l.Release(t.Context(), takeLease(t, got)))
+
+				log, err := r.admin.ACLLog(t.Context(), 100).Result()
+				require.NoError(t, err)
+				var noted []string
+				for _, denied := range log {
+					if strings.HasPrefix(denied.Object, "client") {
+						noted = append(noted, denied.Object)
+					}
+				}
+				if !knows {
+					row.noted = nil // An unknown command is refused before its rights are looked at.
+				}
+				require.Equal(t, row.noted, noted)
+			})
+		}
+	}
+}
+
 func (v *visit) close(*testing.T) error {
 	return errors.Join(v.locks[0].Close(), v.locks[1].Close())
 }
