@@ -181,6 +181,11 @@ type Lock struct {
 // before that is known not to have run. So a hook that sends a command in a way of its own
 // has to take these bytes.
 //
+// The commands are no [*redis.Cmd], though they have its methods: that type can't tell go-redis
+// to send a script only once. A hook that asserts cmd.(*redis.Cmd) without a check panics. It
+// can use cmd.Name, cmd.Args and cmd.Err, and read a reply by an interface, as
+// cmd.(interface{ Result() (any, error) }).
+//
 // The client is a [*redis.Client], made by redis.NewClient or, for Sentinel, by
 // redis.NewFailoverClient, or a [*redis.ClusterClient] of a real cluster. New returns an
 // error for every other client and for an invalid option; it sends nothing. It refuses

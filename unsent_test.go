@@ -3,6 +3,7 @@ package redfour_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -159,5 +160,29 @@ func TestAcquire_whatAHookLeavesBehindIsNotWritten(t *testing.T) {
 		close(h.later)
 		h.working.Wait()
 		require.False(t, m.Exists("lock:42"))
+	})
+}
+
+// What the doc of New promises to hooks.
+func TestNew_hooksSeeCommandsByTheirMethods(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		seen := make(map[string]bool)
+		way.afterScript(func(_ context.Context, cmd redis.Cmder) error {
+			require.Equal(t, "evalsha", cmd.Name())
+			require.Regexp(t, "^[0-9a-f]{40}$", fmt.Sprint(cmd.Args()[1]))
+			require.Contains(t, cmd.String(), fmt.Sprintf("evalsha %v 2 lock:42 lockindex 60000 ", cmd.Args()[1]))
+			require.NoError(t, cmd.Err())
+			reply, err := cmd.(interface{ Result() (any, error) }).Result()
+			require.NoError(t, err)
+			require.NotNil(t, reply)
+			seen[fmt.Sprint(cmd.Args()[1])] = true
+			return nil
+		})
+		_, err := m.lock(t).Acquire(t.Context(), "7", time.Minute) // The server knows the script from now on.
+		require.NoError(t, err)
+		mustAcquire(t, l, "42", time.Minute)
+		require.Len(t, seen, 1)
 	})
 }
