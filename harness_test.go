@@ -96,6 +96,7 @@ type link struct {
 	ears    int        // connections that subscribed so far
 	before  func(ctx context.Context, cmd redis.Cmder) error
 	after   func(ctx context.Context, cmd redis.Cmder) error
+	dialed  int // connections so far
 	conns   map[*linkConn]struct{}
 	kept    *kept         // a script on the wire; nil: none is kept back
 	down    bool          // no new connections
@@ -316,9 +317,10 @@ func (l *link) through(dial dialer) dialer {
 		if err != nil {
 			return nil, err
 		}
-		lc := &linkConn{Conn: conn, link: l}
 		l.mu.Lock()
 		defer l.mu.Unlock()
+		l.dialed++
+		lc := &linkConn{Conn: conn, link: l, number: l.dialed}
 		if l.conns == nil {
 			l.conns = make(map[*linkConn]struct{})
 		}
@@ -368,6 +370,23 @@ func (l *link) mute(match func(*linkConn) bool) {
 		c.muted = true
 		c.mu.Unlock()
 	}
+}
+
+// swallow makes the connections that match lose whatever is sent, both ways, without an error.
+func (l *link) swallow(match func(*linkConn) bool) {
+	l.mute(match)
+	for _, c := range l.matching(match) {
+		c.mu.Lock()
+		c.swallows = true
+		c.mu.Unlock()
+	}
+}
+
+// dials returns how many connections were dialed so far.
+func (l *link) dials() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.dialed
 }
 
 // holdUp makes the connections that match keep what the server sends to themselves, until the
@@ -435,11 +454,13 @@ func isSubscriber(c *linkConn) bool {
 type linkConn struct {
 	net.Conn
 
-	link *link
+	link   *link
+	number int // in the order in which they were dialed
 
 	mu         sync.Mutex // guards what follows
 	subscribed bool
 	muted      bool
+	swallows   bool
 	heldUp     chan struct{} // closed by the test; nil: it is not
 }
 
@@ -452,7 +473,10 @@ func (c *linkConn) Write(b []byte) (int, error) {
 		c.link.ears++
 		c.link.mu.Unlock()
 	}
-	if c.link.keeps(c.Conn, b) {
+	c.mu.Lock()
+	swallows := c.swallows
+	c.mu.Unlock()
+	if swallows || c.link.keeps(c.Conn, b) {
 		return len(b), nil
 	}
 	return c.Conn.Write(b)

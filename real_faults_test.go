@@ -1118,3 +1118,60 @@ func warm(t *testing.T, l *redfour.Lock, calls int) {
 	}
 	group.Wait()
 }
+
+func TestReal_connectionsThatDiedSilentlyCostOneSecond(t *testing.T) {
+	t.Parallel()
+	r := startReal(t)
+	way := new(link)
+	o := r.options(way)
+	o.PoolSize = 100
+	client := newClient(t, o, way)
+	l := newLock(t, client)
+	require.NoError(t, l.Release(t.Context(), mustAcquire(t, l, "scripts are known", time.Hour)))
+
+	stand(t, client, way, 80, 20)
+	start := time.Now()
+	lease := mustAcquire(t, l, "42", time.Hour)
+	require.Less(t, time.Since(start), 2*time.Second)
+
+	stand(t, client, way, 80, 20)
+	start = time.Now()
+	require.NoError(t, l.Release(t.Context(), lease))
+	require.Less(t, time.Since(start), 2*time.Second)
+
+	lease = mustAcquire(t, l, "42", 10*time.Second)
+	before := lease.Deadline()
+	kept, stop := l.KeepAlive(t.Context(), lease)
+	defer stop()
+	stand(t, client, way, 80, 20)
+	eventually(t, func() bool { return kept.Err() != nil || lease.Deadline().After(before) }, "renewed")
+	require.NoError(t, context.Cause(kept))
+}
+
+// A server that stalls for 3 s while many calls are made is not asked for connections beyond those of the calls
+// themselves, but for one a second.
+func TestReal_aServerThatStallsKeepsItsConnections(t *testing.T) {
+	t.Parallel()
+	r := startReal(t)
+	way := new(link)
+	o := r.options(way)
+	o.PoolSize = 100
+	client := newClient(t, o, way)
+	l := newLock(t, client)
+	require.NoError(t, l.Release(t.Context(), mustAcquire(t, l, "scripts are known", time.Hour)))
+	stand(t, client, way, 80, 0)
+	before := way.dials()
+	require.NoError(t, r.admin.Do(t.Context(), "client", "pause", 3000, "all").Err())
+	var calls sync.WaitGroup
+	for i := range 40 {
+		calls.Go(func() {
+			lease, err := l.Acquire(t.Context(), fmt.Sprint(i), time.Hour)
+			if assert.NoError(t, err) {
+				assert.NoError(t, l.Release(t.Context(), lease))
+			}
+		})
+	}
+	calls.Wait()
+	require.LessOrEqual(t, way.dials()-before, 20)
+	require.GreaterOrEqual(t, client.PoolStats().IdleConns, uint32(80))
+}

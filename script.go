@@ -917,7 +917,12 @@ func (s *server) send(c *call) *call {
 // going to be repeated, and would only keep others from the connection.
 func (s *server) await(ctx context.Context, d time.Duration, c *call) (reply, error) {
 	end, limit := time.Now().Add(d), c.pace.limit()
-	timer := s.timer(min(d, limit))
+	left := min(d, limit)
+	early := max(left/4, shortestPing) // A sweep that starts so long before the end is over by then.
+	if early > left/2 {
+		early = 0
+	}
+	timer := s.timer(left - early)
 	defer s.timers.Put(timer)
 	defer timer.Stop()
 	for {
@@ -929,10 +934,17 @@ func (s *server) await(ctx context.Context, d time.Duration, c *call) (reply, er
 			}
 			c = s.send(c.inFull()) // The server has just answered, so the wait begins anew.
 			timer.Reset(min(time.Until(end), limit))
+			early = 0
 			continue
 		case <-ctx.Done():
 			why = contextError(ctx)
 		case <-timer.C:
+			if early > 0 {
+				timer.Reset(early)
+				early = 0
+				s.sweepConns(c)
+				continue
+			}
 			why = errNoAnswer
 			c.pace.slowDown(limit)
 		}
@@ -1112,7 +1124,11 @@ const (
 
 // A pace is how long the attempts at one server are waited for. It is safe for
 // concurrent use, and the zero pace is ready.
-type pace struct{ longer atomic.Int64 } // the limit in ns, where it is more than patience
+type pace struct {
+	sweeper
+
+	longer atomic.Int64 // the limit in ns, where it is more than patience
+}
 
 // limit returns how long the next attempt is waited for.
 func (p *pace) limit() time.Duration { return max(patience, time.Duration(p.longer.Load())) }
