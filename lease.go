@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -261,7 +262,7 @@ func (l *Lock) confirmOnce(ctx context.Context, lease *Lease) (acked int64, err 
 	case givenUp, judge(got.err) == unknown:
 		l.doubtRenewal(lease.state, lease.TTL, over)
 	case got.err == nil:
-		lease.state.renewed(got.sent, lease.TTL)
+		lease.state.renewed(got.sent, lease.TTL, lease.TTL)
 	}
 	return got.acked, got.err
 }
@@ -273,6 +274,7 @@ type leaseState struct {
 	mu       sync.Mutex    // guards what follows; taken by lock
 	same     *leaseState   // what counts instead of this; nil: this does
 	got      time.Time     // when it was asked for; zero: not here
+	kept     time.Time     // when it was first kept alive here; zero: not yet
 	deadline time.Time     // zero: not known here
 	ttl      time.Duration // of the last grant or renewal
 	counted  time.Duration // of it, for the deadline: less, if a renewal for less may come yet
@@ -335,6 +337,9 @@ func (s *leaseState) join(other *leaseState) {
 	s.same = other
 	if other.got.IsZero() {
 		other.got = s.got
+	}
+	if other.kept.IsZero() || !s.kept.IsZero() && s.kept.Before(other.kept) {
+		other.kept = s.kept
 	}
 	other.released = other.released || s.released
 	other.ended = other.ended || s.ended
@@ -478,16 +483,18 @@ func (s *leaseState) takeTurn(ctx context.Context) (giveTurn func(), err error) 
 // begin says that the lease is about to be renewed for ttl, from now at the earliest.
 // If that is less than is left, the lease may be shorter at once. The call is known
 // from here on, so that a release, which ends the lease first, waits for it or keeps
-// it from being sent. It is nil if the turn came when nothing was due any more.
-func (s *leaseState) begin(ttl time.Duration) (over chan struct{}, _ time.Duration, err error) {
+// it from being sent. It is nil if the turn came when nothing was due any more. One that
+// is due ends at the bound on the hold at the latest.
+func (s *leaseState) begin(ttl, maxHold time.Duration) (over chan struct{}, _ time.Duration, err error) {
 	s = s.lock()
 	defer s.mu.Unlock()
 	if errors.Is(s.over, errReleased) {
 		return nil, 0, s.over
 	}
 	if ttl == whenDue {
-		ttl = s.ttl
-		if time.Now().Before(s.dueLocked()) {
+		now, bound := time.Now(), s.boundLocked(maxHold)
+		ttl = min(s.ttl, bound.Sub(now).Truncate(time.Millisecond))
+		if now.Before(s.dueLocked(bound)) || ttl < time.Millisecond {
 			return nil, 0, nil
 		}
 	}
@@ -514,11 +521,15 @@ func (s *leaseState) refused(renewal chan struct{}) {
 }
 
 // renewed says that the renewal that was sent at that time is in force. It counts for
-// no more than one that may still come after it.
-func (s *leaseState) renewed(sent time.Time, ttl time.Duration) {
+// no more than one that may still come after it. The ttl that was asked for is that of
+// those to follow, unless it was whenDue.
+func (s *leaseState) renewed(sent time.Time, ttl, asked time.Duration) {
 	s = s.lock()
 	defer s.mu.Unlock()
-	s.ttl, s.counted = ttl, ttl
+	s.counted = ttl
+	if asked != whenDue {
+		s.ttl = ttl
+	}
 	s.doubts = slices.DeleteFunc(s.doubts, func(d *doubt) bool { return !d.until.IsZero() && !sent.Before(d.until) })
 	for _, d := range s.doubts {
 		s.counted = min(s.counted, d.ttl)
@@ -638,7 +649,8 @@ func (l *Lock) renewOnce(
 	if ctx.Err() != nil {
 		return attempt{err: &givenUpError{contextError(ctx), nil}}
 	}
-	over, ttl, err := state.begin(ttl)
+	asked := ttl
+	over, ttl, err := state.begin(asked, l.maxHold)
 	if over == nil {
 		return attempt{err: err}
 	}
@@ -653,7 +665,7 @@ func (l *Lock) renewOnce(
 		err = notHeld(r)
 		a.lost = state.end(err)
 	default:
-		state.renewed(r.sent, ttl)
+		state.renewed(r.sent, ttl, asked)
 	}
 	state.tried()
 	if c := unheard(err); c != nil {
@@ -739,7 +751,8 @@ func (s *leaseState) joinRenewal(ctx context.Context, d time.Duration) {
 // lease holds the lock, nobody does, or the deadline passed without a successful
 // renewal, even while one hangs. context.Cause then matches [ErrConflict] or
 // [ErrExpired]. After a release the cause matches [ErrNotHeld], after
-// [Lock.Close] it is [ErrClosed]. For a lease that cannot be kept alive the
+// [Lock.Close] it is [ErrClosed]. At the bound of [WithMaxHold] it
+// matches [ErrMaxHold]. For a lease that cannot be kept alive the
 // context has ended already, with the reason as its cause.
 func (l *Lock) KeepAlive(ctx context.Context, lease *Lease) (context.Context, context.CancelFunc) {
 	kept, cancel := context.WithCancelCause(ctx)
@@ -917,7 +930,7 @@ func (l *Lock) runKeeper(ctx context.Context, k *keeper) error {
 		if over := k.state.whyOver(); over != nil {
 			return over
 		}
-		due, deadline := k.state.terms(started)
+		due, deadline, _ := k.state.terms(started, l.maxHold)
 		begin := due
 		if retry.After(due) {
 			begin = retry
@@ -945,8 +958,10 @@ func (l *Lock) runKeeper(ctx context.Context, k *keeper) error {
 		case <-timer.C:
 			now := time.Now()
 			// Both may be so, that it passed and that a renewal was in time, and then select does not care.
-			_, deadline = k.state.terms(started)
+			_, deadline, final := k.state.terms(started, l.maxHold)
 			switch {
+			case !now.Before(deadline) && final:
+				return fmt.Errorf("%w (%v)", ErrMaxHold, l.maxHold)
 			case !now.Before(deadline):
 				return deadlinePassed(last)
 			case pending == nil && !now.Before(begin):
@@ -959,20 +974,53 @@ func (l *Lock) runKeeper(ctx context.Context, k *keeper) error {
 }
 
 // terms returns when to renew, and when the lease is lost if that fails. A lease whose
-// deadline is not known ran when it was first kept alive, if it ran at all.
-func (s *leaseState) terms(started time.Time) (due, deadline time.Time) {
+// deadline is not known ran when it was first kept alive, if it ran at all. Final is true
+// if the lease lasts up to the bound on the hold, so that it is not lost earlier.
+func (s *leaseState) terms(started time.Time, maxHold time.Duration) (due, deadline time.Time, final bool) {
 	s = s.lock()
 	defer s.mu.Unlock()
-	if s.deadline.IsZero() {
-		return started, deadlineOf(started, s.ttl)
+	if s.kept.IsZero() {
+		s.kept = started
 	}
-	return s.dueLocked(), s.deadline
+	due, deadline = started, deadlineOf(started, s.ttl)
+	bound := s.boundLocked(maxHold)
+	if !s.deadline.IsZero() {
+		due, deadline, final = s.dueLocked(bound), s.deadline, s.finalLocked(bound)
+	}
+	if bound.Before(deadline) {
+		deadline = bound
+	}
+	return due, deadline, final
 }
 
-// dueLocked is when a third of the ttl has passed. If the deadline is not known that
-// is long ago.
-func (s *leaseState) dueLocked() time.Time {
-	return s.deadline.Add(margin(s.counted) - s.counted*2/3)
+// boundLocked is when the lease has been held for maxHold: far from now if that is 0.
+func (s *leaseState) boundLocked(maxHold time.Duration) time.Time {
+	switch {
+	case maxHold == 0:
+		return time.Now().Add(math.MaxInt64)
+	case s.got.IsZero():
+		return s.kept.Add(maxHold)
+	}
+	return s.got.Add(maxHold)
+}
+
+// endLocked is when the lease ends, were the clocks alike. If the deadline is not known
+// that is long ago.
+func (s *leaseState) endLocked() time.Time { return s.deadline.Add(margin(s.counted)) }
+
+// finalLocked reports whether the lease lasts up to the bound, in whole milliseconds.
+func (s *leaseState) finalLocked(bound time.Time) bool {
+	return s.endLocked().After(bound.Add(-time.Millisecond))
+}
+
+// dueLocked is when a third of the ttl has passed. A lease that lasts up to the bound is
+// renewed at that pace, too, to notice its loss, and not ever faster.
+func (s *leaseState) dueLocked(bound time.Time) time.Time {
+	step := s.counted / 3
+	if s.finalLocked(bound) {
+		step = s.ttl / 3
+	}
+	return s.endLocked().Add(step - s.counted)
 }
 
 // deadlinePassed says why a lease could not be kept alive.

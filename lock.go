@@ -93,7 +93,7 @@ var ErrLocked = errors.New("held by another lease")
 
 // ErrNotHeld says that the caller's lease holds no longer: the section that it
 // protected may have overlapped with another. [ErrExpired] and [ErrConflict],
-// which match it, say what Redis has instead. A call whose context ended because
+// which match it, say what Redis has instead. [ErrMaxHold] matches it too. A call whose context ended because
 // another lease was lost matches them too, by its cause.
 var ErrNotHeld = errors.New("lease not held")
 
@@ -107,6 +107,11 @@ var ErrExpired error = &notHeldError{"lease expired"}
 // ErrConflict says that another lease holds the lock, and was left alone. It
 // matches [ErrNotHeld].
 var ErrConflict error = &notHeldError{"lease superseded by another"}
+
+// ErrMaxHold says that a lease was kept alive for as long as [WithMaxHold] allows. It
+// ends the context of [Lock.KeepAlive] and of a section, whose [Lock.WithLock] returns it
+// as well. It matches [ErrNotHeld]: the section may overlap with another if it goes on.
+var ErrMaxHold error = &notHeldError{"lease held for as long as allowed"}
 
 // ErrNotReplicated says that the lock was got, but that not enough replicas are known to have acknowledged it
 // in the time that [WithReplicas] gives them. The lease is given back in the background.
@@ -158,6 +163,7 @@ type Lock struct {
 	events      *events
 	crew        *crew.Crew
 	replication replication             // of every lease, before it is returned
+	maxHold     time.Duration           // of leases that are kept alive; 0: no bound
 	owned       redis.UniversalClient   // closed by Close, unless nil
 	life        context.Context         //nolint:containedctx // The Lock's own life, no request's.
 	end         context.CancelCauseFunc // of life
@@ -222,6 +228,7 @@ func New(client redis.UniversalClient, opts ...Option) (*Lock, error) {
 		events:      e,
 		crew:        goroutines,
 		replication: c.replication,
+		maxHold:     c.maxHold,
 		life:        life,
 		end:         end,
 		keepers:     make(map[leaseKey]*keeper),
@@ -541,6 +548,9 @@ func (l *Lock) checkAcquire(ctx context.Context, id string, ttl time.Duration) e
 	if err := l.check(ctx, id, ttl); err != nil {
 		return err
 	}
+	if l.maxHold > 0 && ttl > l.maxHold {
+		return fmt.Errorf("ttl %v is longer than the bound of %v on the hold", ttl, l.maxHold)
+	}
 	return l.replication.checkTTL(ttl)
 }
 
@@ -835,7 +845,8 @@ func notHeld(r reply) error {
 // The lease is renewed until fn has returned, even when ctx ends first, or until
 // [Lock.Close]. The context that fn gets ends with ctx; when the Lock is closed, with
 // cause [ErrClosed], and fn then has until [Lease.Deadline] to finish; and as soon as the
-// lease is lost, with a cause that matches [ErrExpired] or [ErrConflict]. What must not
+// lease is lost, with a cause that matches [ErrExpired] or [ErrConflict]. With
+// [WithMaxHold] it also ends at that bound, with a cause that matches [ErrMaxHold]. What must not
 // be done twice should let the resource that it changes refuse an older lease.Index as
 // well. The lease belongs to WithLock: fn may read it, renew it and hand its index on.
 // A lock is not reentrant: fn that waits for its own id waits for itself, until ctx ends.

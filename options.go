@@ -21,6 +21,7 @@ type Option func(*config) error
 type config struct {
 	namespace   string
 	replication replication
+	maxHold     time.Duration // 0: no bound
 	owner       string
 	trace       Trace
 	log         *slog.Logger
@@ -96,6 +97,31 @@ func WithReplicas(n int, timeout time.Duration) Option {
 			return fmt.Errorf("timeout %v to wait for replicas is shorter than 1ms", timeout)
 		}
 		c.replication = replication{n, timeout.Truncate(time.Millisecond)}
+		return nil
+	}
+}
+
+// WithMaxHold bounds for how long a lease is kept alive, so that a section that hangs
+// does not hold its lock for ever. [Lock.WithLock] and [Lock.KeepAlive] renew a lease so
+// that it ends in Redis d after it was acquired, plus the time of one request at most.
+// Their context ends just before, at [Lease.Deadline] or earlier, with a cause that
+// matches [ErrMaxHold] and [ErrNotHeld]. The lock is not released then, because the
+// function of WithLock may still be running: the lease runs out, and the lock goes on as
+// after a holder died. It counts, and is logged, as a lost lease.
+//
+// A lease that came from elsewhere counts from its first KeepAlive in this process. A
+// [Lock.Renew] by the caller is not bounded: the lease then holds for the ttl of that,
+// but the context ends all the same. A ttl longer than d is an error of [Lock.Acquire],
+// [Lock.WaitAcquire] and WithLock. The bound is that of the Lock that keeps a lease
+// alive; another Lock may have none. By default there is none.
+//
+// [New] and [Open] return an error for a d shorter than 1 ms.
+func WithMaxHold(d time.Duration) Option {
+	return func(c *config) error {
+		if d < time.Millisecond {
+			return fmt.Errorf("bound of %v on the hold is shorter than 1ms", d)
+		}
+		c.maxHold = d
 		return nil
 	}
 }
