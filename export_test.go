@@ -17,7 +17,7 @@ func Scripts() map[string]string {
 		"acquire": AcquireScript, "leave": LeaveScript, "release": ReleaseScript, "renew": RenewScript,
 		"inspect": InspectScript, "count": countScript.source, "sharded count": shardedCountScript.source,
 		"sharded acquire": shardedAcquireScript.source,
-		"sharded release": shardedReleaseScript.source, "sharded inspect": shardedInspectScript.source,
+		"sharded release": shardedReleaseScript.source, "sharded renew": shardedRenewScript.source, "sharded inspect": shardedInspectScript.source,
 	}
 }
 

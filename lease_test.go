@@ -750,3 +750,39 @@ func TestRenew_countsInFullOnlyAfterARenewalThatHangsIsOver(t *testing.T) {
 		require.Equal(t, counted(time.Hour), remaining())
 	})
 }
+
+// The holder dies after it has renewed its lease for less.
+func TestRenew_forLessReachesTheWaiters(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		a, b := m.lock(t), m.lock(t)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		got := inLine(t.Context(), t, m, b, time.Minute)
+		pass(5 * time.Second)
+		require.NoError(t, a.Renew(t.Context(), lease, time.Second))
+		began := time.Now()
+		takeLease(t, got)
+		require.Less(t, time.Since(began), time.Second+20*time.Millisecond)
+	})
+}
+
+// A message reaches every process that waits in the namespace.
+func TestRenew_wakesNobodyIfTheLeaseGetsNoShorter(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		client := m.client(t)
+		l := newLock(t, client)
+		ear := client.Subscribe(t.Context(), "lock-release")
+		defer func() { _ = ear.Close() }()
+		_, err := ear.Receive(t.Context())
+		require.NoError(t, err)
+		lease := mustAcquire(t, l, "42", 9*time.Second)
+		_, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		pass(time.Minute)
+		require.NoError(t, l.Renew(t.Context(), lease, time.Hour))
+		require.NoError(t, l.Renew(t.Context(), lease, time.Hour-10*time.Millisecond))
+		synctest.Wait()
+		require.Empty(t, ear.Channel())
+		require.NoError(t, l.Renew(t.Context(), lease, time.Minute))
+		require.Equal(t, "lock:42", (<-ear.Channel()).Payload)
+	})
+}

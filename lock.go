@@ -570,7 +570,8 @@ func (l *Lock) waitConfirmed(ctx context.Context, id string, ttl time.Duration) 
 }
 
 // Renew gives a lease that still holds a new ttl, which counts from now and may
-// be shorter than what was left; [Lease.Deadline] follows. The ttl is at least 1 ms,
+// be shorter than what was left; [Lease.Deadline] follows. Waiters are told of a lease
+// that gets shorter by more than 10 ms. The ttl is at least 1 ms,
 // and is rounded down to whole milliseconds. Renew never revives a
 // lease: if the lock is free, or the lease was released here, the error matches
 // [ErrExpired]; if another lease holds it, [ErrConflict]. It does not wait for replicas.

@@ -159,7 +159,7 @@ func (s *server) insist(ctx context.Context, release func(ctx context.Context) (
 
 // suit gives a lease that nobody has heard of the ttl that its taker wants.
 func (s *server) suit(ctx context.Context, lease *Lease, ttl time.Duration) (*Lease, error) {
-	r, err := s.renew(ctx, longestPatience, lease.key(), ttl)
+	r, err := s.renewNew(ctx, longestPatience, lease.key(), ttl)
 	if err != nil {
 		return nil, err
 	}

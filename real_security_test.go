@@ -801,6 +801,7 @@ func TestReal_userWithoutChannelsCanDoAll(t *testing.T) {
 
 	lease := mustAcquire(t, l, "42", time.Minute)
 	require.NoError(t, l.Renew(ctx, lease, time.Hour))
+	require.NoError(t, l.Renew(ctx, lease, time.Minute), "the message that it is shorter is refused")
 	looks := answered(way, isAcquire)
 	local := waitFor(ctx, l, "42", time.Minute)
 	eventually(t, func() bool { return looks.Load() == 1 }, "one look")

@@ -342,10 +342,15 @@ return status == 1 and 0 or {status, 0, 0, 0}
 //
 //	KEYS 1 lock
 //	ARGV 1 index  2 token, or "" for a lease of npm redfour  3 ttl in ms
+//	     and to wake waiters:  4 what channels begin with
 //
 //	 1  renewed
 //	-1  nobody holds it
 //	-2  another lease holds it, under index
+//
+// Waiters know when the lease was to end, and look again then. If it ends earlier they
+// are woken, because a holder that dies would not wake them. Up to 10 ms do not matter:
+// waiters spread their looks by that.
 var renewScript = newScript(`
 local held = redis.pcall("HMGET", KEYS[1], "index", "token")
 if held.err then
@@ -354,7 +359,9 @@ if held.err then
   return redis.error_reply("REDFOUR 1 " .. kind)
 end
 if held[1] == ARGV[1] and (held[2] or "") == ARGV[2] then
+  local left = ARGV[4] and redis.call("PTTL", KEYS[1])
   redis.call("PEXPIRE", KEYS[1], ARGV[3])
+  if left and left > ARGV[3] + 10 then redis.pcall("PUBLISH", ARGV[4] .. "release", KEYS[1]) end
   return {1, tonumber(held[1]), tonumber(ARGV[3]), 0}
 end
 local left = redis.call("PTTL", KEYS[1])
@@ -564,7 +571,7 @@ type server struct {
 	crew     *crew.Crew
 	life     context.Context //nolint:containedctx // The Lock's own life, no request's.
 
-	acquiring, releasing, inspecting, counting *script // as this server needs them
+	acquiring, releasing, renewing, inspecting, counting *script // as this server needs them
 
 	pace    pace                      // of the one master, outside a cluster
 	timers  sync.Pool                 // of *time.Timer, stopped; of this Lock alone, because a test's bubble must not share them
@@ -578,7 +585,8 @@ func newServer(life context.Context, client redis.UniversalClient, cfg config, c
 	s := &server{
 		client: client, crew: c, life: life, buckets: layOut(cfg.namespace, ok), events: e,
 		member: rand.Text(), owner: cfg.owner, rotates: rotates(client),
-		acquiring: acquireScript, releasing: releaseScript, inspecting: inspectScript, counting: countScript,
+		acquiring: acquireScript, releasing: releaseScript, renewing: renewScript, inspecting: inspectScript,
+		counting: countScript,
 	}
 	s.batcher = s.newBatcher()
 	if one, ok := client.(*redis.Client); ok {
@@ -588,6 +596,7 @@ func newServer(life context.Context, client redis.UniversalClient, cfg config, c
 		s.topology = &topology{client: cluster, masters: make(map[string]*master)}
 		s.acquiring, s.releasing, s.inspecting = shardedAcquireScript, shardedReleaseScript, shardedInspectScript
 		s.counting = shardedCountScript
+		s.renewing = shardedRenewScript
 	}
 	return s
 }
@@ -599,6 +608,7 @@ func (s *server) newBatcher() *batch.Batcher {
 var (
 	shardedAcquireScript = acquireScript.sharded()
 	shardedReleaseScript = releaseScript.sharded()
+	shardedRenewScript   = renewScript.sharded()
 	shardedInspectScript = inspectScript.sharded()
 	shardedCountScript   = countScript.sharded()
 )
@@ -779,14 +789,23 @@ func (s *server) awaitRelease(ctx context.Context, d time.Duration, c *call) (re
 	return r, err
 }
 
-// renew tries once to give a lease a new ttl, and waits for the answer for at most d.
+// renew tries once to give a lease a new ttl, and waits for the answer for at most d. It
+// wakes waiters if the lease gets shorter.
 func (s *server) renew(ctx context.Context, d time.Duration, l leaseKey, ttl time.Duration) (reply, error) {
-	return s.await(ctx, d, s.send(s.newRenewal(ctx, s.bucket(l.id), l, ttl)))
+	b := s.bucket(l.id)
+	return s.run(ctx, d, b, s.renewing, append(s.renewal(b, l, ttl), b.prefix))
 }
 
-func (s *server) newRenewal(ctx context.Context, b *bucket, l leaseKey, ttl time.Duration) *call {
-	return newCall(ctx, b, renewScript, append(renewScript.words(1, 3),
-		b.lock(l.id), strconv.FormatInt(l.index, 10), l.token, ttl.Milliseconds()))
+// renewNew is renew for a lease that is so new that no waiter knows its end.
+func (s *server) renewNew(ctx context.Context, d time.Duration, l leaseKey, ttl time.Duration) (reply, error) {
+	b := s.bucket(l.id)
+	return s.run(ctx, d, b, s.renewing, s.renewal(b, l, ttl))
+}
+
+// renewal returns the words of a renewal that wakes nobody.
+func (s *server) renewal(b *bucket, l leaseKey, ttl time.Duration) []any {
+	return append(s.renewing.words(1, 4),
+		b.lock(l.id), strconv.FormatInt(l.index, 10), l.token, ttl.Milliseconds())
 }
 
 // inspect asks once who has the lock of id, and who waits for it.
@@ -834,7 +853,7 @@ func (s *server) confirm(ctx context.Context, l leaseKey, ttl time.Duration, wan
 		s.heard(err)
 		return confirmation{err: &unsentError{err, false}}
 	}
-	c := s.newRenewal(ctx, b, l, ttl).inFull() // A server without the script would still go through with WAIT.
+	c := newCall(ctx, b, s.renewing, s.renewal(b, l, ttl)).inFull() // A server without the script would still go through with WAIT.
 	wait := redis.NewIntCmd(ctx, "wait", want.replicas, want.timeout.Milliseconds())
 	p := master.Pipeline()
 	_ = p.Process(ctx, c.Cmd)

@@ -488,6 +488,18 @@ var table = []struct {
 		require.ErrorIs(t, l.ForceRelease(t.Context(), "force on", lease.Index), redfour.ErrConflict)
 		require.NoError(t, holder.Renew(t.Context(), next, time.Minute), "that lease was left alone")
 	}},
+	{"Renew/for less reaches the waiters", func(t *testing.T, s site) {
+		holder, l := newLock(t, s.client(t)), newLock(t, s.client(t))
+		lease := mustAcquire(t, holder, "for less", time.Hour)
+		waiting := waitFor(t.Context(), l, "for less", time.Minute)
+		eventually(t, func() bool {
+			got, err := l.Inspect(t.Context(), "for less")
+			require.NoError(t, err)
+			return len(got.Waiters) == 1 || !s.queues
+		}, "queued")
+		require.NoError(t, holder.Renew(t.Context(), lease, 300*time.Millisecond))
+		require.NoError(t, l.Release(t.Context(), takeLease(t, waiting)), "long before it looks by itself")
+	}},
 	{"ForceRelease/nobody or another holds", func(t *testing.T, s site) {
 		l := newLock(t, s.client(t))
 		for _, index := range []int64{0, 7} {

@@ -177,6 +177,19 @@ func TestRenew_byGoWhileNodeWaits(t *testing.T) {
 	})
 }
 
+// Node.js is woken, finds the lock held, and waits for the new end.
+func TestRenew_forLessByGoReachesNode(t *testing.T) {
+	forEachLibrary(t, func(s scene) {
+		lease := s.hold(longTTL)
+		waiter := s.node.wait()
+
+		s.renew(lease, briefTTL)
+
+		waiter.awaitLook()
+		require.Greater(s.t, waiter.got().Index, lease.Index)
+	})
+}
+
 func TestRenew_byNodeWhileGoWaits(t *testing.T) {
 	forEachLibrary(t, func(s scene) {
 		held := s.node.hold(shortTTL)
