@@ -633,7 +633,7 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 // [Lock.KeepAlive] of the lease first. It works after [Lock.Close], too.
 //
 // While Redis cannot be reached or refuses the password, Release tries again until the lease's deadline, for at
-// most 5 s; past the deadline it makes one attempt of at most a second, or of 4 s
+// most 5 s; past the deadline it makes one attempt of at most a second, or of 2 s
 // where Redis was slow to answer before. A lock must
 // not stay behind because a request has ended, so this goes on in the background
 // when ctx has ended or ends; of ctx it uses the values only. The caller then

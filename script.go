@@ -1136,9 +1136,9 @@ const (
 
 	// longestPatience is how long one attempt may take at most. Each that gets no
 	// answer doubles the time, so that a fleet does not keep down a server that
-	// stalls. More than 4 s gain little, because most calls try for 5 s, and would
-	// make a promoted replica wait: attempts at the old master are sent again so late.
-	longestPatience = 4 * time.Second
+	// stalls. More than 2 s gain little, because most calls try for 5 s, and would
+	// make a promoted replica wait: attempts at a master that hangs end so late.
+	longestPatience = 2 * time.Second
 )
 
 // A pace is how long the attempts at one server are waited for. It is safe for
