@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -98,6 +99,8 @@ func (s *server) batcherFor(b *bucket) (*batch.Batcher, *pace) {
 		}
 	}
 	if t.masters[to] == nil {
+		// One without goroutines costs nothing to make again. That of a master that has gone stays so.
+		maps.DeleteFunc(t.masters, func(_ string, m *master) bool { return m.Rests() })
 		t.masters[to] = &master{Batcher: s.newBatcher()}
 		if t.ended {
 			t.masters[to].End()

@@ -33,3 +33,11 @@ func NamesIn(namespace, id string, cluster bool) ([]string, error) {
 		fmt.Sprint(b.counterKey), fmt.Sprint(b.prefix) + "x",
 	}, nil
 }
+
+// Masters returns for how many masters a Lock keeps what sends scripts to them.
+func Masters(l *Lock) int {
+	t := l.server.topology
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.masters)
+}

@@ -157,6 +157,10 @@ func (e *LockedError) Unwrap() error { return ErrLocked }
 // A Lock takes, renews and releases the locks of one namespace on one Redis. A
 // process needs one for each namespace, not one for each id. It is safe for
 // concurrent use. Make it with [New] or [Open]; [Lock.Close] it.
+//
+// A Lock that does nothing keeps no goroutine: the last ends within a second of the
+// last call, or of what is still cleaned up for it. Where a call waited, the
+// subscription stays for 10 s more, in case that others wait.
 type Lock struct {
 	server      *server
 	subscriber  *subscriber

@@ -32,6 +32,10 @@ const (
 
 	// parked is how many goroutines are kept for the next commands. A new one costs more than the wait for it.
 	parked = 2
+
+	// restTime is for how long they are kept without work. It is short, so that a Batcher which was dropped without
+	// End leaves nothing behind, and far more than callers in turn need for what they do in between.
+	restTime = 500 * time.Millisecond
 )
 
 // ErrEnded is the error of commands whose goroutine was ended by a hook of the client.
@@ -51,19 +55,22 @@ type Batcher struct {
 	limit  time.Duration
 	sent   func(commands int)
 
-	mu      sync.Mutex // guards what follows
-	queue   []*Call    // not sent yet
-	working int        // goroutines that are not parked
-	idle    int        // goroutines that are
-	wake    sync.Cond  // on mu; signalled when one that was idle is counted as working
-	ended   bool       // none is to park any more
-	last    time.Time  // when a batch was last answered, sent or begun
+	mu      sync.Mutex  // guards what follows
+	queue   []*Call     // not sent yet
+	working int         // goroutines that are not parked
+	idle    int         // goroutines that are
+	wake    sync.Cond   // on mu; signalled when one that was idle is counted as working
+	ended   bool        // none is to park any more
+	leaving int         // goroutines that were parked for long enough, and are to end
+	rest    *time.Timer // looks after those that are parked; nil before the first
+	watched bool        // it will
+	last    time.Time   // when a batch was last answered, sent or begun
 }
 
 // New returns a Batcher whose goroutines belong to the given crew. Commands that travel together, and have found no
 // connection after limit, are not sent; one that travels alone, when it is given up. The values of ctx are those of
-// commands that travel together. The Batcher keeps some goroutines until End. It calls sent before each
-// round trip, with how many commands share it.
+// commands that travel together. The Batcher keeps some goroutines for half a second without work at most, or until
+// End. It calls sent before each round trip, with how many commands share it.
 func New(ctx context.Context, client Client, c *crew.Crew, limit time.Duration, sent func(commands int)) *Batcher {
 	b := &Batcher{client: client, crew: c, life: context.WithoutCancel(ctx), limit: limit, sent: sent}
 	b.wake.L = &b.mu
@@ -189,9 +196,49 @@ func (b *Batcher) End() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.ended = true
+	b.dismissLocked()
+}
+
+// Rests reports whether there is no goroutine: nothing was sent for a while, or nothing yet.
+func (b *Batcher) Rests() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.working+b.idle == 0
+}
+
+// dismissLocked wakes the goroutines that are parked, for which there is no work.
+func (b *Batcher) dismissLocked() {
+	b.leaving = b.idle
 	b.working += b.idle
 	b.idle = 0
 	b.wake.Broadcast()
+}
+
+// parkLocked waits for commands.
+func (b *Batcher) parkLocked() {
+	b.idle++
+	switch {
+	case b.watched:
+	case b.rest == nil:
+		b.rest = time.AfterFunc(restTime, b.lookAfter)
+	default:
+		b.rest.Reset(restTime)
+	}
+	b.watched = true
+	b.wake.Wait()
+}
+
+// lookAfter dismisses the goroutines that are parked, unless there was something to send meanwhile.
+func (b *Batcher) lookAfter() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	left := restTime - time.Since(b.last)
+	b.watched = b.working+b.idle > 0 && left > 0
+	if b.watched {
+		b.rest.Reset(left)
+		return
+	}
+	b.dismissLocked()
 }
 
 // work sends what is to be sent, until nothing is and enough others wait for it.
@@ -238,11 +285,11 @@ func (b *Batcher) take() []*Call {
 			return calls
 		}
 		b.working--
-		if b.ended || b.idle == parked {
+		if b.ended || b.leaving > 0 || b.idle == parked {
+			b.leaving = max(0, b.leaving-1)
 			return nil
 		}
-		b.idle++
-		b.wake.Wait()
+		b.parkLocked()
 	}
 }
 

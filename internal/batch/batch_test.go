@@ -870,6 +870,38 @@ func closed(c <-chan struct{}) bool {
 	}
 }
 
+// Nobody has to end a Batcher that is not used any more.
+func TestSend_noGoroutineIsKeptForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		way, c := newLink(), new(crew.Crew)
+		b := newBatcher(t, c, unreachable, way)
+		t.Cleanup(way.open)
+		require.True(t, b.Rests())
+		calls := busy(t, b, way)
+		require.False(t, b.Rests())
+		for _, tr := range way.trips() {
+			tr.end <- answered
+		}
+		requireEchoes(t, calls)
+		for trip := abreast; trip < abreast+10; trip++ {
+			if trip == abreast+5 {
+				<-time.After(time.Second)
+				synctest.Wait()
+				require.True(t, closed(c.Idle()))
+				require.True(t, b.Rests())
+			}
+			call := send(t.Context(), b, "again")
+			way.trips()[trip].end <- answered
+			requireEchoes(t, call)
+			<-time.After(400 * time.Millisecond)
+			require.False(t, closed(c.Idle()), "some are kept while there is something to send now and then")
+		}
+		<-time.After(time.Second)
+		synctest.Wait()
+		require.True(t, b.Rests())
+	})
+}
+
 func TestSend_whatWasSentIsNotKept(t *testing.T) {
 	bubble(t, func(t *testing.T, b *batch.Batcher, way *link) {
 		busy(t, b, way)
