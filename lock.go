@@ -199,6 +199,9 @@ type Lock struct {
 // can use cmd.Name, cmd.Args and cmd.Err, and read a reply by an interface, as
 // cmd.(interface{ Result() (any, error) }).
 //
+// A hook may prefix the keys of the scripts, if it does so in every client of the namespace. Channels
+// keep their names.
+//
 // The client is a [*redis.Client], made by redis.NewClient or, for Sentinel, by
 // redis.NewFailoverClient, or a [*redis.ClusterClient] of a real cluster. New returns an
 // error for every other client and for an invalid option; it sends nothing. It refuses

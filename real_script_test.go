@@ -94,7 +94,7 @@ func (s acquireStep) script() (source string, keys []string, argv []any) {
 	keys, argv = []string{lockKey, counterKey}, []any{s.ttl, s.token, s.highest, s.owner}
 	if s.entry != (queueEntry{}) {
 		keys = append(keys, queueKey)
-		argv = append(argv, s.entry.String(), s.entry.member, s.claimed, word(s.expiry), "lock-")
+		argv = append(argv, s.entry.String(), s.entry.member, s.claimed, word(s.expiry), "lock-", lockKey)
 	}
 	return redfour.AcquireScript, keys, argv
 }
@@ -124,13 +124,13 @@ type releaseStep struct {
 
 func (s releaseStep) script() (source string, keys []string, argv []any) {
 	if !s.queues {
-		return redfour.ReleaseScript, []string{lockKey}, []any{s.index, s.token, "lock-"}
+		return redfour.ReleaseScript, []string{lockKey}, []any{s.index, s.token, "lock-", lockKey}
 	}
 	keys, argv = []string{lockKey, counterKey, queueKey}, []any{s.index, s.token, "lock-", s.highest, word(s.foreign)}
 	if s.heir != "" {
 		argv = append(argv, s.heir, s.ttl, word(s.turn), s.entry.String(), word(s.more), s.owner)
 	}
-	return redfour.ReleaseScript, keys, argv
+	return redfour.ReleaseScript, keys, append(argv, lockKey)
 }
 
 type renewStep struct {

@@ -514,6 +514,65 @@ func TestRealWaitAcquire_anyIdIsWokenByItsMessage(t *testing.T) {
 	}
 }
 
+// A prefixer is a hook that prefixes every key of a script, as some clients share a server.
+type prefixer string
+
+func (p prefixer) prefix(cmds ...redis.Cmder) {
+	for _, cmd := range cmds {
+		if args := cmd.Args(); strings.HasPrefix(cmd.Name(), "eval") {
+			for i := range keys(cmd) {
+				args[3+i] = string(p) + argument(args, 3+i)
+			}
+		}
+	}
+}
+
+func (p prefixer) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (p prefixer) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		p.prefix(cmd)
+		return next(ctx, cmd)
+	}
+}
+
+func (p prefixer) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		p.prefix(cmds...)
+		return next(ctx, cmds)
+	}
+}
+
+func TestReal_locksUnderAHookThatPrefixesKeysWakeEachOther(t *testing.T) {
+	r := startReal(t)
+	lock := func(via ...*link) *redfour.Lock {
+		client := newClient(t, r.options(via...), via...)
+		client.AddHook(prefixer("padlock:"))
+		return newLock(t, client)
+	}
+	way := new(link)
+	holder, waiter := lock(), lock(way)
+	lease := mustAcquire(t, holder, "42", time.Minute)
+	found, err := r.admin.Keys(t.Context(), "*").Result()
+	require.NoError(t, err)
+	require.ElementsMatch(t, []string{"padlock:lock:42", "padlock:lockindex"}, found)
+
+	heard := r.admin.Subscribe(t.Context(), "lock-release")
+	t.Cleanup(func() { _ = heard.Close() })
+	_, err = heard.Receive(t.Context())
+	require.NoError(t, err)
+	got := sleeper(t, waiter, way, "42")
+	start := time.Now()
+	require.NoError(t, holder.Release(t.Context(), lease))
+	lease = takeLease(t, got)
+	require.Less(t, time.Since(start), time.Second)
+	require.Contains(t, lease.Token, ":", "granted")
+	require.NoError(t, waiter.Release(t.Context(), lease))
+	require.Equal(t, "lock:42", take(t, heard.Channel()).Payload)
+	require.NoError(t, holder.Release(t.Context(), mustAcquire(t, holder, "43", time.Minute)))
+	require.Equal(t, "lock:43", take(t, heard.Channel()).Payload)
+}
+
 func TestReal_everyClientOptionWorks(t *testing.T) {
 	r := startReal(t)
 	for name, set := range map[string]func(*redis.Options){

@@ -62,6 +62,7 @@ func (n names) id(key string) (string, bool) { return strings.CutPrefix(key, n.n
 //	ARGV 1 ttl in ms  2 token  3 the highest index that the caller knows of  4 the caller as an owner, "" for none
 //	     and to wait:  5 the caller's entry  6 the caller  7 the highest index that it has claimed of this lock
 //	     8 "1" for an attempt at the end of the holder's lease  9 what channels begin with
+//	     10 the lock's key as members know it
 //
 //	 1  the caller has the lock, under index
 //	 2  the caller had it already, under this token: the reply to an earlier attempt was lost
@@ -168,7 +169,7 @@ end
 if inbox then
   local place = redis.pcall("LPOS", KEYS[3], entry) or redis.pcall("RPUSH", KEYS[3], entry)
   redis.pcall("PEXPIRE", KEYS[3], ttl + 60000)
-  local grant = id .. " " .. ttl .. " " .. string.format("%.0f", now) .. " " .. KEYS[1]
+  local grant = id .. " " .. ttl .. " " .. string.format("%.0f", now) .. " " .. ARGV[10]
   if type(redis.pcall("PUBLISH", inbox, grant)) == "number" then
     return {type(place) == "number" and 3 or 9, index, tonumber(ttl), now, owner}
   end
@@ -176,7 +177,7 @@ if inbox then
   redis.call("HSET", KEYS[1], "token", ARGV[2], "owner", ARGV[4])
   redis.call("PEXPIRE", KEYS[1], ARGV[1])
 elseif purged then
-  redis.pcall("PUBLISH", ARGV[9] .. "release", KEYS[1])
+  redis.pcall("PUBLISH", ARGV[9] .. "release", ARGV[10])
 end
 return index
 `)
@@ -208,6 +209,7 @@ return {1, 0, 0, 0}
 //	     and where somebody waits in the caller's process:
 //	     6 his token  7 his ttl in ms  8 "1" while the caller's turn goes on
 //	     9 the caller's entry, "" if it cannot be queued  10 "1" if others wait behind him  11 he as an owner, "" for none
+//	     and always, after the others:  the lock's key as members know it
 //
 //	 1  released: the lock is free, or somebody has it and the caller could not enter the queue
 //	 5  handed to the next waiter of the caller's process, under index; if others wait behind him, the caller is in the
@@ -250,22 +252,22 @@ if ARGV[1] == "" then
 else
   mine = held[1] == ARGV[1] and (held[2] or "") == ARGV[2]
 end
-local next, release = ARGV[6], ARGV[3] .. "release"
+local next, release, name = #ARGV > 6 and ARGV[6], ARGV[3] .. "release", ARGV[#ARGV]
 if not mine then
   local left = redis.call("PTTL", KEYS[1])
   if left == -2 then
     local write = redis.pcall("DEL", KEYS[1])
     if type(write) == "table" and string.find(write.err, "READONLY") then return write end
-    redis.pcall("PUBLISH", release, KEYS[1])
+    redis.pcall("PUBLISH", release, name)
     return {-1, 0, 0, 0}
   end
   if left == -1 then return redis.error_reply("REDFOUR 1 hash without expiry") end
   if next and held[2] == next then return {8, tonumber(held[1]) or 0, left, 0} end
-  redis.pcall("PUBLISH", release, KEYS[1])
+  redis.pcall("PUBLISH", release, name)
   return {-2, tonumber(held[1]) or 0, left, 0}
 end
 
-local status, announce = 1, not KEYS[3] or ARGV[5] == "1"
+local status, announce = 1, not KEYS[3] or #ARGV > 5 and ARGV[5] == "1"
 if KEYS[3] and (next or redis.pcall("LINDEX", KEYS[3], 0)) then
   announce = true
   local last, time = redis.pcall("GET", KEYS[2]) or "0", redis.pcall("TIME")
@@ -316,7 +318,7 @@ if KEYS[3] and (next or redis.pcall("LINDEX", KEYS[3], 0)) then
         local queued = not next or entry ~= "" and type(redis.pcall("LPOS", KEYS[3], entry)
           or redis.pcall("RPUSH", KEYS[3], entry)) == "number"
         redis.pcall("PEXPIRE", KEYS[3], ttl + 60000)
-        local grant = id .. " " .. ttl .. " " .. string.format("%.0f", now) .. " " .. KEYS[1]
+        local grant = id .. " " .. ttl .. " " .. string.format("%.0f", now) .. " " .. name
         if type(redis.pcall("PUBLISH", inbox, grant)) ~= "number" then
           next = nil
           break
@@ -334,7 +336,7 @@ if not announce then
   announce = n.err or n[2] > n[4]
 end
 redis.call("DEL", KEYS[1])
-if announce then redis.pcall("PUBLISH", release, KEYS[1]) end
+if announce then redis.pcall("PUBLISH", release, name) end
 return status == 1 and 0 or {status, 0, 0, 0}
 `)
 
@@ -342,7 +344,7 @@ return status == 1 and 0 or {status, 0, 0, 0}
 //
 //	KEYS 1 lock
 //	ARGV 1 index  2 token, or "" for a lease of npm redfour  3 ttl in ms
-//	     and to wake waiters:  4 what channels begin with
+//	     and to wake waiters:  4 what channels begin with  5 the lock's key as members know it
 //
 //	 1  renewed
 //	-1  nobody holds it
@@ -361,7 +363,7 @@ end
 if held[1] == ARGV[1] and (held[2] or "") == ARGV[2] then
   local left = ARGV[4] and redis.call("PTTL", KEYS[1])
   redis.call("PEXPIRE", KEYS[1], ARGV[3])
-  if left and left > ARGV[3] + 10 then redis.pcall("PUBLISH", ARGV[4] .. "release", KEYS[1]) end
+  if left and left > ARGV[3] + 10 then redis.pcall("PUBLISH", ARGV[4] .. "release", ARGV[5]) end
   return {1, tonumber(held[1]), tonumber(ARGV[3]), 0}
 end
 local left = redis.call("PTTL", KEYS[1])
@@ -649,11 +651,12 @@ func (s *server) acquire(
 	ctx context.Context, d time.Duration, id, token string, ttl time.Duration, p place,
 ) (reply, error) {
 	b, sc := s.bucket(id), s.acquiring
-	lock, highest := b.lock(id), b.highest.Load()
+	var lock any = b.lock(id)
+	highest := b.highest.Load()
 	if p.entry != "" {
-		r, err := s.run(ctx, d, b, sc, append(sc.words(3, 9),
+		r, err := s.run(ctx, d, b, sc, append(sc.words(3, 10),
 			lock, b.counterKey, b.queue(id), ttl.Milliseconds(), token, highest, s.owner,
-			p.entry, s.member, p.claimed, flag(p.expiry), b.prefix))
+			p.entry, s.member, p.claimed, flag(p.expiry), b.prefix, lock))
 		if r.status == statusUnqueued {
 			s.fallBack("the queue refused an entry")
 		}
@@ -754,23 +757,23 @@ func (s *server) sendRelease(ctx context.Context, l leaseKey, foreign bool, h he
 
 func (s *server) sendReleaseAs(ctx context.Context, id, index, token string, foreign bool, h heir) *call {
 	b, sc := s.bucket(id), s.releasing
-	lock := b.lock(id)
+	var lock any = b.lock(id)
 	if !s.mayQueue() {
 		return s.sendAloneRelease(ctx, b, lock, index, token)
 	}
-	words := append(sc.words(3, 11), lock, b.counterKey, b.queue(id), index, token, b.prefix, b.highest.Load())
+	words := append(sc.words(3, 12), lock, b.counterKey, b.queue(id), index, token, b.prefix, b.highest.Load())
 	switch {
 	case h.token != "":
 		words = append(words, flag(foreign), h.token, h.ttl.Milliseconds(), flag(h.turn), h.entry, flag(h.more), s.owner)
 	case foreign:
 		words = append(words, flag(true))
 	}
-	return s.send(newCall(ctx, b, sc, words))
+	return s.send(newCall(ctx, b, sc, append(words, lock)))
 }
 
 // sendAloneRelease is for users who may not use the queue.
 func (s *server) sendAloneRelease(ctx context.Context, b *bucket, lock, index, token any) *call {
-	return s.send(newCall(ctx, b, s.releasing, append(s.releasing.words(1, 3), lock, index, token, b.prefix)))
+	return s.send(newCall(ctx, b, s.releasing, append(s.releasing.words(1, 4), lock, index, token, b.prefix, lock)))
 }
 
 // awaitRelease waits for the answer to a release for at most d, and repeats it without a queue where the user may not use that.
@@ -793,7 +796,7 @@ func (s *server) awaitRelease(ctx context.Context, d time.Duration, c *call) (re
 // wakes waiters if the lease gets shorter.
 func (s *server) renew(ctx context.Context, d time.Duration, l leaseKey, ttl time.Duration) (reply, error) {
 	b := s.bucket(l.id)
-	return s.run(ctx, d, b, s.renewing, append(s.renewal(b, l, ttl), b.prefix))
+	return s.run(ctx, d, b, s.renewing, append(s.renewal(b, l, ttl), b.prefix, b.lock(l.id)))
 }
 
 // renewNew is renew for a lease that is so new that no waiter knows its end.
@@ -804,7 +807,7 @@ func (s *server) renewNew(ctx context.Context, d time.Duration, l leaseKey, ttl 
 
 // renewal returns the words of a renewal that wakes nobody.
 func (s *server) renewal(b *bucket, l leaseKey, ttl time.Duration) []any {
-	return append(s.renewing.words(1, 4),
+	return append(s.renewing.words(1, 5),
 		b.lock(l.id), strconv.FormatInt(l.index, 10), l.token, ttl.Milliseconds())
 }
 
@@ -887,14 +890,16 @@ type call struct {
 
 	bucket *bucket
 	script *script
-	words  []any // of the command
-	pace   *pace // of what sends it; set by send, nil without it
-	mark   mark  // the second of them
+	words  []any  // of the command; a hook of the client may have changed its keys
+	given  [3]any // the keys as they were made
+	pace   *pace  // of what sends it; set by send, nil without it
+	mark   mark   // the second of the words
 }
 
 func newCall(ctx context.Context, b *bucket, sc *script, words []any) *call {
 	c := &call{bucket: b, script: sc, words: words, mark: mark{text: sc.hash}}
 	words[1] = &c.mark
+	copy(c.given[:], words[firstKey:])
 	c.Init(ctx, newCommand(ctx, words))
 	return c
 }
@@ -902,7 +907,7 @@ func newCall(ctx context.Context, b *bucket, sc *script, words []any) *call {
 // keys returns the keys that the script was given.
 func (c *call) keys() []any {
 	n, _ := c.words[firstKey-1].(int)
-	return c.words[firstKey : firstKey+n]
+	return c.given[:n]
 }
 
 // unknownScript tells of a call that is done whether the server did not know the script: it was restarted, or a replica
@@ -916,6 +921,7 @@ func (c *call) unknownScript() bool {
 func (c *call) inFull() *call {
 	words := slices.Clone(c.words)
 	words[0] = "eval"
+	copy(words[firstKey:], c.keys()) // A hook that prefixes keys does so again.
 	full := newCall(c.Caller(), c.bucket, c.script, words)
 	full.mark.text = []byte(c.script.source)
 	return full

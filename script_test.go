@@ -223,8 +223,8 @@ func TestWire_arguments(t *testing.T) {
 		require.NoError(t, l.Release(t.Context(), lease))
 		require.Equal(t, []string{
 			fmt.Sprintf(`[2 lock:42 lockindex 1500 %s 0 web 3]`, lease.Token),
-			fmt.Sprintf(`[1 lock:42 %d %s 60000 lock-]`, lease.Index, lease.Token),
-			fmt.Sprintf(`[3 lock:42 lockindex lock-waiters:42 %d %s lock- %d]`,
+			fmt.Sprintf(`[1 lock:42 %d %s 60000 lock- lock:42]`, lease.Index, lease.Token),
+			fmt.Sprintf(`[3 lock:42 lockindex lock-waiters:42 %d %s lock- %d lock:42]`,
 				lease.Index, lease.Token, lease.Index),
 		}, calls)
 	})
