@@ -531,15 +531,17 @@ func TestCluster_theIndexGrowsWhereverTheBucketGoes(t *testing.T) {
 	next()
 }
 
-// Whoever waits already learns of it when he looks again.
-func TestCluster_aClosedClientEndsCallsAndNewWaits(t *testing.T) {
+func TestCluster_aClosedClientEndsCallsAndWaits(t *testing.T) {
 	c := redistest.StartCluster(t, 3, 0)
 	client := c.Client(t)
 	l := newLock(t, client)
 	mustAcquire(t, newLock(t, c.Client(t)), "42", time.Minute)
-	waitFor(t.Context(), l, "42", time.Minute)
+	got := waitFor(t.Context(), l, "42", time.Minute)
 	eventually(t, func() bool { return listenersIn(t, c.MasterOf(slotOf("42")), "42") == 1 }, "subscribed")
 	require.NoError(t, client.Close())
+	closed := time.Now()
+	require.ErrorIs(t, take(t, got).err, redis.ErrClosed)
+	require.Less(t, time.Since(closed), time.Second)
 	_, err := l.Acquire(t.Context(), "43", time.Minute)
 	require.ErrorIs(t, err, redis.ErrClosed)
 	require.ErrorIs(t, take(t, waitFor(t.Context(), l, "44", time.Minute)).err, redis.ErrClosed)

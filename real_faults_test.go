@@ -544,6 +544,18 @@ func passAround(t *testing.T, id string, locks ...*redfour.Lock) {
 	}
 }
 
+func TestRealWaitAcquire_aClosedClientEndsItWithinASecond(t *testing.T) {
+	r := startReal(t)
+	mustAcquire(t, r.lock(t), "42", time.Minute)
+	way := new(link)
+	client := newClient(t, r.options(way), way)
+	got := sleeper(t, newLock(t, client), way, "42")
+	require.NoError(t, client.Close())
+	closed := time.Now()
+	require.ErrorIs(t, take(t, got).err, redis.ErrClosed)
+	require.Less(t, time.Since(closed), time.Second)
+}
+
 func TestRealWaitAcquire_killedSubscriberLooksAgain(t *testing.T) {
 	r := startReal(t)
 	mustAcquire(t, r.lock(t), "42", time.Minute)

@@ -346,6 +346,13 @@ func (n *subscription) run(ctx context.Context) error {
 		helpers.Go(func() { n.lookAround(ctx) })
 	}
 	err := n.add(ctx)
+	if errors.Is(err, redis.ErrClosed) {
+		// The client is closed, for the subscription itself is not before checkOn runs. The next
+		// attempt of each line ends its waits. (A cluster's client closes those of servers that left.)
+		for _, b := range n.subscriber.bucketsOf(n.ear) {
+			n.subscriber.wakeAll(b)
+		}
+	}
 	// Only now, because a ping would wait for the connection beyond its own time,
 	// and then break it.
 	helpers.Go(func() { n.checkOn(ctx) })

@@ -562,6 +562,29 @@ func TestSubscription_thatIsNeverCountedIsRarelyReplaced(t *testing.T) {
 	})
 }
 
+func TestWaitAcquire_aClosedClientEndsEveryWaitWithinASecond(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		client := m.client(t)
+		holder, l := m.lock(t), newLock(t, client)
+		var waiting []<-chan acquired
+		for i := range 200 {
+			id := fmt.Sprint(i % 100)
+			if i < 100 {
+				mustAcquire(t, holder, id, time.Hour)
+			}
+			waiting = append(waiting, waitFor(t.Context(), l, id, time.Minute))
+		}
+		pass(20 * time.Second)
+		require.NoError(t, client.Close())
+		closed := time.Now()
+		for _, got := range waiting {
+			require.ErrorIs(t, (<-got).err, redis.ErrClosed)
+		}
+		require.Less(t, time.Since(closed), time.Second)
+		require.NoError(t, l.Close())
+	})
+}
+
 func TestSubscription_mayTakeLongToConnect(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		way := new(link)
