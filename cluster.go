@@ -30,6 +30,10 @@ type bucket struct {
 	highest atomic.Int64            // index seen so far
 	claimed int64                   // the same of leases that anybody here was given; observe may have left it out. Guarded by subscriber.mu
 	clock   atomic.Pointer[reading] // the last; nil before the first
+
+	// Each bucket has its own, so that a master that hangs delays no attempts on others. Guarded by subscriber.mu.
+	backlog []look // by lines that wait for their turn
+	looking int    // goroutines that make attempts
 }
 
 func newBucket(namespace string) *bucket {

@@ -413,6 +413,47 @@ func TestCluster_aMasterThatHangsDelaysNoCallsToOthers(t *testing.T) {
 	hung.Resume()
 }
 
+func TestCluster_waitsOnAMasterThatHangsDelayNoWaitsOnOthers(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 0, "--cluster-require-full-coverage", "no")
+	slots, err := slotsOf(t.Context(), c.Client(t))
+	require.NoError(t, err)
+	hung := c.Masters()[0]
+	var ids []string
+	var free string
+	for i := 0; len(ids) < 5000 || free == ""; i++ {
+		id := fmt.Sprint("id ", i)
+		for _, part := range slots {
+			switch at := slotOf(id); {
+			case at < part.Start || at > part.End:
+			case part.Nodes[0].Addr == hung.Addr():
+				ids = append(ids, id)
+			default:
+				free = id
+			}
+		}
+	}
+	// A client that asks for the slots may ask the server that hangs.
+	l := lockTold(t, c, func(context.Context) ([]redis.ClusterSlot, error) { return slots, nil })
+	require.NoError(t, l.Release(t.Context(), mustAcquire(t, l, free, time.Minute)))
+	hung.Pause()
+	defer hung.Resume()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for _, id := range ids {
+		waitFor(ctx, l, id, time.Minute)
+	}
+	eventually(t, func() bool { return l.Stats().Waiting == len(ids) }, "all wait")
+	slowest := time.Duration(0)
+	for range 5 { // The attempts of the others are given up, and repeated, meanwhile.
+		lease := take(t, waitFor(ctx, l, free, time.Minute))
+		require.NoError(t, lease.err)
+		require.NoError(t, l.Release(ctx, lease.lease))
+		slowest = max(slowest, lease.after)
+		require.Less(t, slowest, time.Second)
+	}
+	t.Logf("the slowest wait took %v", slowest.Round(time.Millisecond))
+}
+
 // patience is less than an attempt that gets no answer takes, and more than this machine needs for many.
 const patience = 900 * time.Millisecond
 

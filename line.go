@@ -303,25 +303,26 @@ func (s *subscriber) beginLocked(ln *line, expiry bool) {
 		ln.timer.Stop()
 	}
 	ln.trying = true
-	s.backlog = append(s.backlog, look{ln, expiry})
-	if s.looking < abreast {
-		s.looking++
-		s.crew.Start(s.makeLooks)
+	b := ln.bucket
+	b.backlog = append(b.backlog, look{ln, expiry})
+	if b.looking < max(abreast/len(s.server.buckets), abreastEach) {
+		b.looking++
+		s.crew.Start(func() { s.makeLooks(b) })
 	}
 }
 
-// makeLooks makes attempts for lines, one line at a time, until none is due.
-func (s *subscriber) makeLooks() {
+// makeLooks makes attempts for lines of a bucket, one line at a time, until none is due.
+func (s *subscriber) makeLooks(b *bucket) {
 	for {
 		s.mu.Lock()
-		if len(s.backlog) == 0 {
-			s.looking--
+		if len(b.backlog) == 0 {
+			b.looking--
 			s.mu.Unlock()
 			return
 		}
-		l := s.backlog[0]
-		s.backlog[0] = look{}
-		s.backlog = s.backlog[1:]
+		l := b.backlog[0]
+		b.backlog[0] = look{}
+		b.backlog = b.backlog[1:]
 		s.mu.Unlock()
 		for again := true; again; l.expiry = false {
 			again = s.attempt(l.line, l.expiry)

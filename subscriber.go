@@ -20,6 +20,7 @@ const (
 	longestLook   = 30 * time.Second        // a waiting id looks at its lock at least this often
 	lookJitter    = 10 * time.Millisecond   // spreads the looks of many processes at an expiry
 	abreast       = 256                     // so many ids look at the same time: each needs a goroutine for it
+	abreastEach   = 16                      // the same of each bucket in a cluster: 4096 goroutines in all
 	lookSpread    = 50 * time.Microsecond   // for each id that is to look after a resubscription
 	shortestRetry = 50 * time.Millisecond   // after an attempt that failed
 	longestRetry  = 2 * time.Second         // the same, after many
@@ -47,8 +48,6 @@ type subscriber struct {
 	mu      sync.Mutex       // guards what follows, and every line
 	lines   map[string]*line // by id
 	waiters int              // in all of them
-	backlog []look           // by lines that wait for their turn
-	looking int              // goroutines that make attempts
 	entries int              // made so far
 	ears    map[string]*ear  // by the address of their server in a cluster; elsewhere there is one at most, under ""
 	heardBy map[*bucket]*ear // nil while it is being found out where a bucket is
