@@ -583,6 +583,25 @@ func TestWaitAcquire_aGrantDuringAnAttempt(t *testing.T) {
 	})
 }
 
+// The server's clock is set back between the last reply and the grant, which then looks
+// as if it had been on its way for an hour. The member asks, and has the lease.
+func TestWaitAcquire_getsAGrantAfterTheServersClockWasSetBack(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		a, b := m.lock(t), m.lock(t)
+		lease := mustAcquire(t, a, "42", 2*time.Hour)
+		got := inLine(t.Context(), t, m, b, time.Minute)
+		m.SetTime(time.Now().Add(-time.Hour))
+		require.NoError(t, a.Release(t.Context(), lease))
+		r := <-got
+		require.NoError(t, r.err)
+		require.Less(t, r.after, time.Second)
+		require.Greater(t, r.lease.Index, lease.Index, "the counter is ahead of the clock")
+		require.InDelta(t, counted(time.Minute), r.lease.Remaining(), float64(time.Millisecond))
+		require.LessOrEqual(t, r.lease.Remaining(), m.TTL("lock:42"))
+		require.NoError(t, b.Release(t.Context(), r.lease))
+	})
+}
+
 // The server's clock is set forward between the last reply and the grant, as when another server takes over.
 func TestWaitAcquire_aGrantByAnotherClockIsRenewed(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {

@@ -378,6 +378,26 @@ func TestErrors_sayThatTheOutcomeIsUnknown(t *testing.T) {
 	})
 }
 
+// Services of one fleet use namespaces of their own, on the same ids.
+func TestWithNamespace_keepsLocksApart(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		client := m.client(t)
+		orders := newLock(t, client, redfour.WithNamespace("orders"))
+		mails := newLock(t, client, redfour.WithNamespace("mails"))
+		lease := mustAcquire(t, orders, "42", time.Minute)
+		other := mustAcquire(t, mails, "42", time.Minute)
+		first, second := waitFor(t.Context(), orders, "42", time.Minute), waitFor(t.Context(), mails, "42", time.Minute)
+		pass(time.Second)
+		require.NoError(t, orders.Release(t.Context(), lease))
+		takeLease(t, first)
+		synctest.Wait()
+		require.Empty(t, second)
+		require.ErrorIs(t, orders.Release(t.Context(), other), redfour.ErrNotHeld)
+		require.NoError(t, mails.Release(t.Context(), other))
+		takeLease(t, second)
+	})
+}
+
 func TestAcquire_deadlineIsCountedFromBeforeTheRequest(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		way := new(link)
