@@ -12,7 +12,8 @@ import (
 // have no reply yet. A proxy that answers for the server needs them, to give each
 // error to the request whose reply it replaces.
 type exchange struct {
-	proxy *proxy
+	proxy  *proxy
+	mortal bool // it is one of those that die silently
 
 	mu         sync.Mutex // guards what follows
 	requests   []byte     // the beginning of the next request

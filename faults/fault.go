@@ -37,6 +37,8 @@ type fault struct {
 	sentinel bool // there are a master, replicas and sentinels
 	cluster  bool // there are three masters, and a replica of each
 
+	idle int // connections that a process keeps beside those it needs
+
 	// What the judge has to know of it.
 	outage bool          // there are no grants meanwhile
 	lag    time.Duration // for which that goes on
@@ -57,6 +59,10 @@ type fault struct {
 	settle func(r *run) // returns when no more leases can be lost; nil: at the end at once
 	then   func(r *run) // what else happens when that is over; nil: nothing
 }
+
+// standing is how many connections a process keeps where some die silently, and takes
+// in turn. Half of them are more than the calls of some seconds find out.
+const standing = 80
 
 const (
 	longTTL  = 15 * time.Second
@@ -105,6 +111,13 @@ func faults() []fault {
 			func(f *filter, on bool) {
 				if on {
 					f.era.Add(1)
+				}
+			},
+		)},
+		{name: "connections die silently", proxied: true, idle: standing, ttl: longTTL, lasts: 2 * second, begin: filtered(
+			func(f *filter, on bool) {
+				if on {
+					f.silence.Add(1)
 				}
 			},
 		)},
@@ -184,6 +197,7 @@ func mixed(seed uint64) fault {
 		pair[1].outage = pair[1].outage || pair[0].slows && pair[1].cuts
 		m.parts = append(m.parts, pair)
 		m.resets = m.resets || pair[0].resets
+		m.idle = max(m.idle, pair[0].idle)
 	}
 	return m
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"math/rand/v2"
 	"sync/atomic"
 	"testing"
 
@@ -83,6 +84,9 @@ func (p *proxy) poison(ts ...toxic) (heal func(ctx context.Context)) {
 	}
 }
 
+// silentShare is the share of the standing connections that die silently together.
+const silentShare = 0.5
+
 // A filter is a toxic that knows the connections of subscribers. It swallows
 // what goes over those, or over the others, without closing them.
 type filter struct {
@@ -92,12 +96,14 @@ type filter struct {
 	subscribers atomic.Bool
 	commands    atomic.Bool
 	era         atomic.Int64 // subscribers of an earlier one are swallowed
+	silence     atomic.Int64 // so are a share of the other connections of an earlier one
 	swallowed   atomic.Int64 // chunks
 }
 
 // A link is one direction of a connection that has a filter.
 type link struct {
 	era        int64
+	silence    int64
 	subscriber bool
 	dead       bool // something was swallowed, so that what follows has no meaning
 	exchange   *exchange
@@ -106,9 +112,9 @@ type link struct {
 // NewState returns the state of a new link.
 func (f *filter) NewState() any {
 	if f.upstream {
-		f.proxy.exchange = &exchange{proxy: f.proxy}
+		f.proxy.exchange = &exchange{proxy: f.proxy, mortal: rand.Float64() < silentShare}
 	}
-	return &link{era: f.era.Load(), exchange: f.proxy.exchange}
+	return &link{era: f.era.Load(), silence: f.silence.Load(), exchange: f.proxy.exchange}
 }
 
 // swallows tells whether what comes next over a link is to be swallowed.
@@ -116,7 +122,7 @@ func (f *filter) swallows(l *link) bool {
 	if l.subscriber {
 		return f.subscribers.Load() || l.era < f.era.Load()
 	}
-	return f.commands.Load()
+	return f.commands.Load() || l.exchange.mortal && l.silence < f.silence.Load()
 }
 
 // Pipe passes on what comes, until something is to be swallowed. On the way down the

@@ -193,7 +193,7 @@ func (r *run) demandGrants(when string) {
 func (r *run) startWorker(place int) {
 	j := job{
 		Namespace: namespace, Seed: r.rand.Uint64(), Workers: workers, TTL: r.fault.ttl.Milliseconds(),
-		Pairs: []int{place, (place + 1) % processes},
+		Pairs: []int{place, (place + 1) % processes}, Idle: r.fault.idle,
 	}
 	switch {
 	case r.master != nil:

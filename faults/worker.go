@@ -35,6 +35,7 @@ type job struct {
 	Workers   int      `json:"workers"` // goroutines, besides those for one id each
 	Pairs     []int    `json:"pairs"`   // the calm and the brief ids that this process shares with one other
 	TTL       int64    `json:"ttl"`     // ms, of the leases of quick and calm ids
+	Idle      int      `json:"idle"`    // connections that stand ready and are used in turn, if any
 }
 
 const (
@@ -130,7 +131,11 @@ func newProcess(j job, out io.Writer) *process {
 	case len(j.Cluster) > 0:
 		p.client = redis.NewClusterClient(&redis.ClusterOptions{Addrs: j.Cluster, ClientName: namespace})
 	default:
-		p.client = redis.NewClient(&redis.Options{Addr: j.Addr})
+		o := &redis.Options{Addr: j.Addr}
+		if j.Idle > 0 {
+			o.MinIdleConns, o.PoolSize, o.PoolFIFO = j.Idle, 2*j.Idle, true
+		}
+		p.client = redis.NewClient(o)
 	}
 	return p
 }
