@@ -37,7 +37,8 @@ type fault struct {
 	sentinel bool // there are a master, replicas and sentinels
 	cluster  bool // there are three masters, and a replica of each
 
-	idle int // connections that a process keeps beside those it needs
+	rotates bool // the password of the processes; a server that restarts forgets it
+	idle    int  // connections that a process keeps beside those it needs
 
 	// What the judge has to know of it.
 	outage bool          // there are no grants meanwhile
@@ -140,6 +141,7 @@ func faults() []fault {
 		{name: "CLIENT KILL normal", cuts: true, ttl: longTTL, lasts: 2 * second, begin: often(60*time.Millisecond, "client", "kill", "type", "normal")},
 		{name: "CLIENT KILL pubsub", ttl: longTTL, lasts: 2 * second, begin: often(200*time.Millisecond, "client", "kill", "type", "pubsub")},
 		{name: "SCRIPT FLUSH", ttl: longTTL, lasts: 2 * second, begin: often(20*time.Millisecond, "script", "flush")},
+		{name: "a password rotates", rotates: true, ttl: longTTL, lasts: 3 * second, begin: rotatedPassword},
 		{name: "FLUSHALL", loses: true, ttl: longTTL, lasts: 0, begin: func(r *run) func() {
 			return func() { r.command("flushall") }
 		}},
@@ -187,7 +189,7 @@ func mixed(seed uint64) fault {
 		switch {
 		case f.proxied && !f.outage:
 			network = append(network, f)
-		case !f.proxied && !f.sentinel && !f.cluster && !f.alone && !f.steady:
+		case !f.proxied && !f.sentinel && !f.cluster && !f.alone && !f.steady && !f.rotates:
 			others = append(others, f)
 		}
 	}
@@ -380,6 +382,41 @@ func often(pause time.Duration, args ...any) func(*run) func() {
 			r.witness(fmt.Sprintf("%v had no effect", args), hits.Load() > 0)
 		}
 	}
+}
+
+// rotatedPassword changes the password of the processes again and again, and ends
+// their connections. Their providers learn the new password a moment later.
+func rotatedPassword(r *run) func() {
+	refused := r.errors("WRONGPASS")
+	pauses := rand.New(rand.NewPCG(r.rand.Uint64(), 0)) // r.rand is not for several goroutines
+	stop := r.meanwhile(func(ctx context.Context) {
+		password := r.newPassword()
+		r.witness("connections could not be ended", r.admins[0].Do(r.t.Context(), "client", "kill", "user", rotatedUser).Err() == nil)
+		pass(ctx, 50*time.Millisecond+upTo(pauses, 150*time.Millisecond))
+		r.tellPassword(password)
+		pass(ctx, 200*time.Millisecond+upTo(pauses, 400*time.Millisecond))
+	})
+	return func() {
+		stop()
+		r.witness("no password was wrong", r.errors("WRONGPASS") > refused)
+	}
+}
+
+// rotatedUser is the name by which the processes authenticate.
+const rotatedUser = "worker"
+
+// newPassword gives the processes' user a new password, as the only one.
+func (r *run) newPassword() string {
+	password := fmt.Sprintf("secret-%d", rand.Uint64())
+	err := r.admins[0].Do(r.t.Context(), "acl", "setuser", rotatedUser, "reset", "on", ">"+password, "~*", "&*", "+@all").Err()
+	r.witness(fmt.Sprintf("the password stayed: %v", err), err == nil)
+	return password
+}
+
+// tellPassword lets the processes know a password.
+func (r *run) tellPassword(password string) {
+	require.NoError(r.t, os.WriteFile(r.passwordFile+".new", []byte(password), 0o600))
+	require.NoError(r.t, os.Rename(r.passwordFile+".new", r.passwordFile))
 }
 
 // pausedClients pauses all clients, this one included.

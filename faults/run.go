@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -38,6 +39,8 @@ type run struct {
 	proxies []*proxy
 	fleet   *fleet
 	expect  []expectation
+
+	passwordFile string // what the processes know of their password; "": they need none
 }
 
 // An expectation is something that has to be so at the end of a run.
@@ -83,6 +86,10 @@ func (r *run) startServers() {
 	r.data = r.t.TempDir()
 	r.server = redistest.Start(r.t, append(args, "--dir", r.data)...)
 	r.admins = append(r.admins, r.server.Client(r.t))
+	if r.fault.rotates {
+		r.passwordFile = filepath.Join(r.t.TempDir(), "password")
+		r.tellPassword(r.newPassword())
+	}
 	for n := 0; r.fault.proxied && n < processes; n++ {
 		r.proxies = append(r.proxies, newProxy(r.t, r.server.Addr(), r.fault.resets))
 	}
@@ -193,7 +200,7 @@ func (r *run) demandGrants(when string) {
 func (r *run) startWorker(place int) {
 	j := job{
 		Namespace: namespace, Seed: r.rand.Uint64(), Workers: workers, TTL: r.fault.ttl.Milliseconds(),
-		Pairs: []int{place, (place + 1) % processes}, Idle: r.fault.idle,
+		Pairs: []int{place, (place + 1) % processes}, Idle: r.fault.idle, PasswordFile: r.passwordFile,
 	}
 	switch {
 	case r.master != nil:

@@ -36,6 +36,8 @@ type job struct {
 	Pairs     []int    `json:"pairs"`   // the calm and the brief ids that this process shares with one other
 	TTL       int64    `json:"ttl"`     // ms, of the leases of quick and calm ids
 	Idle      int      `json:"idle"`    // connections that stand ready and are used in turn, if any
+
+	PasswordFile string `json:"passwordFile,omitempty"` // has the present password of rotatedUser, if one is needed
 }
 
 const (
@@ -134,6 +136,15 @@ func newProcess(j job, out io.Writer) *process {
 		o := &redis.Options{Addr: j.Addr}
 		if j.Idle > 0 {
 			o.MinIdleConns, o.PoolSize, o.PoolFIFO = j.Idle, 2*j.Idle, true
+		}
+		if j.PasswordFile != "" {
+			o.CredentialsProvider = func() (user, password string) {
+				text, err := os.ReadFile(j.PasswordFile)
+				if err != nil {
+					panic(err)
+				}
+				return rotatedUser, string(text)
+			}
 		}
 		p.client = redis.NewClient(o)
 	}
