@@ -21,6 +21,7 @@ var canaries = []struct{ patch, fault, rule string }{
 	{"a grant is claimed twice", "jitter", "index"},
 	{"a grant is dropped", "none", "waiter"},
 	{"a leaving waiter keeps the grant", "none", "waiter"},
+	{"a refused password is final", "a password rotates", "limit"},
 	{"a release answer wakes nobody", "none", "waiter"},
 	{"a subscription does not follow its slot", "cluster: slots migrate", "waiter"},
 	{"abandoned attempts are forgotten", "reply lost", "waiter|end"},
