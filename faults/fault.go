@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -25,6 +26,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 )
 
@@ -38,6 +40,7 @@ type fault struct {
 	cluster  bool // there are three masters, and a replica of each
 
 	rotates bool // the password of the processes; a server that restarts forgets it
+	moves   bool // the name of the server, to a replica
 	idle    int  // connections that a process keeps beside those it needs
 
 	// What the judge has to know of it.
@@ -122,6 +125,7 @@ func faults() []fault {
 				}
 			},
 		)},
+		{name: "a name moves", proxied: true, moves: true, outage: true, ttl: longTTL, begin: movedName, then: servedAfterMove},
 		{name: "no subscriptions", proxied: true, outage: true, ttl: longTTL, lasts: 4 * second, begin: filtered(
 			func(f *filter, on bool) { f.subscribers.Store(on) },
 		)},
@@ -440,6 +444,69 @@ func slowScript(r *run) func() {
 	return func() {
 		r.command("script", "kill")
 		<-ended
+	}
+}
+
+// movedName makes the server and its replica change places, in good order, and moves
+// the name of the server. The connections for commands follow it. The subscriptions of
+// one process or more stay on the old master, which lives on as a replica.
+func movedName(r *run) func() {
+	const aMoment = 100 * time.Millisecond
+	staying := 1 + r.rand.IntN(processes)
+	return func() {
+		old := r.admins[0]
+		r.command("failover")
+		awaitInfo(r, old, "role:slave")
+		awaitInfo(r, r.replica, "role:master")
+		pass(r.t.Context(), upTo(r.rand, aMoment)) // in which the old master answers READONLY
+		for _, n := range r.names {
+			n.move(r.replica.Options().Addr)
+		}
+		r.command("client", "kill", "type", "normal", "skipme", "yes")
+		for line := range strings.Lines(old.Do(r.t.Context(), "client", "list", "type", "pubsub").String()) {
+			id, addr := clientID.FindStringSubmatch(line), clientAddr.FindStringSubmatch(line)
+			goes := func(n *name) bool { return addr != nil && n.owns(addr[1]) }
+			if id != nil && slices.ContainsFunc(r.names[staying:], goes) {
+				_ = old.Do(r.t.Context(), "client", "kill", "id", id[1]).Err() // It may have ended.
+			}
+		}
+		left := old.Do(r.t.Context(), "client", "list", "type", "pubsub").String()
+		r.witness("no subscription stayed on the old master", strings.Contains(left, "cmd="))
+		r.t.Logf("the subscriptions of %d processes stayed", staying)
+		r.admins = []*redis.Client{r.replica, old}
+	}
+}
+
+var clientID, clientAddr = regexp.MustCompile(`\bid=(\d+)`), regexp.MustCompile(`\baddr=(\S+)`)
+
+// awaitInfo waits until a server says something of its replication.
+func awaitInfo(r *run, client *redis.Client, text string) {
+	for !strings.Contains(client.Info(r.t.Context(), "replication").Val(), text) {
+		require.NoError(r.t, r.t.Context().Err(), text)
+		pass(r.t.Context(), 10*time.Millisecond)
+	}
+}
+
+// servedAfterMove demands that each process gets the line id, for which all wait, soon
+// after the name moved: a subscription that stayed behind must not starve its process.
+func servedAfterMove(r *run) {
+	const aRound = 2 * time.Second // in which each process is served once
+	from := now()
+	var starved []string
+	r.fleet.awaitFor(patience+aRound, func() bool {
+		starved = nil
+		for _, c := range r.fleet.children {
+			isServed := func(op *operation) bool {
+				return op.process == c.name && op.id == lineID && op.result == granted && op.sent() > from
+			}
+			if !c.npm && !slices.ContainsFunc(r.fleet.recorder.operations, isServed) {
+				starved = append(starved, c.name)
+			}
+		}
+		return len(starved) == 0
+	})
+	for _, process := range starved {
+		r.fleet.leak(process + " was starved after the name had moved")
 	}
 }
 

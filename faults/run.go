@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -32,6 +33,8 @@ type run struct {
 	fault   fault
 	server  *redistest.Server   // nil with Sentinel, and in a cluster
 	data    string              // its directory
+	replica *redis.Client       // of the server's replica; nil unless its name moves
+	names   []*name             // of the server, one for each proxy; likewise
 	master  *redistest.Failover // nil without Sentinel
 	cluster *redistest.Cluster  // nil without one
 	target  target              // there
@@ -90,8 +93,17 @@ func (r *run) startServers() {
 		r.passwordFile = filepath.Join(r.t.TempDir(), "password")
 		r.tellPassword(r.newPassword())
 	}
+	if r.fault.moves {
+		r.replica = redistest.Start(r.t, append(args, "--replicaof", "127.0.0.1", strconv.Itoa(r.server.Port()))...).Client(r.t)
+		awaitInfo(r, r.replica, "master_link_status:up")
+	}
 	for n := 0; r.fault.proxied && n < processes; n++ {
-		r.proxies = append(r.proxies, newProxy(r.t, r.server.Addr(), r.fault.resets))
+		addr := r.server.Addr()
+		if r.fault.moves {
+			r.names = append(r.names, newName(r.t, addr))
+			addr = r.names[n].addr()
+		}
+		r.proxies = append(r.proxies, newProxy(r.t, addr, r.fault.resets))
 	}
 }
 
@@ -310,7 +322,8 @@ func (r *run) connections() []string {
 	for _, admin := range r.admins {
 		for line := range strings.Lines(admin.ClientList(r.t.Context()).Val()) {
 			named, mine := strings.Contains(line, " name="+namespace+" "), strings.Contains(line, " cmd=client")
-			if named || r.server != nil && !mine {
+			link := strings.Contains(line, " flags=S") || strings.Contains(line, " flags=M") // between two servers
+			if named || r.server != nil && !mine && !link {
 				all = append(all, line)
 			}
 		}
