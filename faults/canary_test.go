@@ -23,6 +23,7 @@ var canaries = []struct{ patch, fault, rule string }{
 	{"a leaving waiter keeps the grant", "none", "waiter"},
 	{"a refused password is final", "a password rotates", "limit"},
 	{"a release answer wakes nobody", "none", "waiter"},
+	{"a subscription does not follow its name", "a name moves", "end"},
 	{"a subscription does not follow its slot", "cluster: slots migrate", "waiter"},
 	{"abandoned attempts are forgotten", "reply lost", "waiter|end"},
 	{"an error of a proxy is a refusal", "a proxy answers for the server", "waiter|end"},
