@@ -4,6 +4,7 @@ package redfour_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -295,4 +296,20 @@ func TestCluster_everySlotOfABucketMovesUnderLoad(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
+}
+
+// One server may be reached by clients of both kinds. Either kind has keys of its own
+// there, and channels; in a namespace with a hash tag the keys are the same.
+func TestCluster_aClientOfOneServerSharesTheKeysOfATaggedNamespaceAlone(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 0)
+	master := c.MasterOf(slot.Of("{orders}:42")).Client(t)
+	tagged := redfour.WithNamespace("{orders}")
+	lease := mustAcquire(t, newLock(t, c.Client(t), tagged), "42", time.Minute)
+	_, err := newLock(t, master, tagged).Acquire(t.Context(), "42", time.Minute)
+	locked, ok := errors.AsType[*redfour.LockedError](err)
+	require.True(t, ok, "%v", err)
+	require.Equal(t, lease.Index, locked.Index)
+	_, err = newLock(t, master).Acquire(t.Context(), "42", time.Minute)
+	require.Error(t, err)
+	require.NotErrorIs(t, err, redfour.ErrLocked)
 }

@@ -60,7 +60,10 @@
 // costs them the time until a replica is promoted, and a moment. The same goes for a client made by
 // redis.NewFailoverClient, which follows a Sentinel failover. See Guarantees for what
 // a failover can lose. The names of the keys are not those outside a cluster, nor those of npm ioredfour in
-// a cluster. Redis 6 has no channels that belong to a slot: there, releases wake everybody who waits, and whoever is first wins.
+// a cluster. So all clients of a namespace must be of one kind, even where a server
+// takes both kinds (Redis Enterprise, Dragonfly): two kinds make two holders. In a namespace
+// with a hash tag both kinds have the same keys, and exclude each other, but do not wake
+// each other. Redis 6 has no channels that belong to a slot: there, releases wake everybody who waits, and whoever is first wins.
 //
 // # npm redfour
 //
@@ -181,7 +184,8 @@ type Lock struct {
 
 // New returns a Lock that works through the given client, which the caller
 // keeps and closes after the Lock. Any [redis.Options] do, the smallest pool
-// included. Only a ReadTimeout that is switched off is dangerous, because
+// included. All clients of a namespace use the same DB, because a lock in one
+// does not exclude that in another. Only a ReadTimeout that is switched off is dangerous, because
 // go-redis then never gives up on a connection that has died silently.
 // Connections of the pool that have died silently cost a call about a second,
 // however many they are: the Lock pings the idle ones when an answer is missing,
