@@ -211,6 +211,16 @@ func (o *oracle) free() {
 
 func (o *oracle) publish() { o.sent = append(o.sent, releaseChannel+" "+lockKey) }
 
+// anyAlive reports whether a member is counted.
+func (o *oracle) anyAlive() bool {
+	for _, alive := range o.alive {
+		if alive {
+			return true
+		}
+	}
+	return false
+}
+
 // grant gives the lock to a member that was in the queue.
 func (o *oracle) grant(e queueEntry, index int64, hops int, now int64) {
 	o.hold(index, fmt.Sprintf("%s:%d", e.member, index), hops, e.ttl, e.owner)
@@ -317,7 +327,7 @@ func (s releaseStep) predict(o *oracle, now int64) scriptAnswer {
 
 	if !s.queues || s.heir == "" && len(o.queue) == 0 {
 		o.lock = nil
-		if !s.queues || s.foreign || o.npm {
+		if !s.queues || s.foreign || o.npm || !o.anyAlive() {
 			o.publish()
 		}
 		return scriptAnswer{status: isDone}

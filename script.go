@@ -231,7 +231,8 @@ return {1, 0, 0, 0}
 // that waits is in the queue, or looks when its subscription is confirmed; or it waits for its own process, which
 // wakes it. A waiter that knows no queue listens to releases, and not to the members channel. If the
 // queue was not empty, its entries may belong to members that Redis took for dead. A lease that is gone may have gone
-// with its queue, so those answers are always published.
+// with its queue, so those answers are always published. So is a release that no
+// client listens to, which costs nothing: some services count no subscribers.
 //
 // At every 64th hand-over without a break the lock is released openly if more listen to releases than the
 // members who wait: npm clients do not hear of grants, and would wait for ever.
@@ -333,7 +334,7 @@ if KEYS[3] and (next or redis.pcall("LINDEX", KEYS[3], 0)) then
 end
 if not announce then
   local n = redis.pcall("PUBSUB", "NUMSUB", release, ARGV[3] .. "members")
-  announce = n.err or n[2] > n[4]
+  announce = n.err or n[2] > n[4] or n[2] == 0
 end
 redis.call("DEL", KEYS[1])
 if announce then redis.pcall("PUBLISH", release, name) end

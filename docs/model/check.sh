@@ -70,7 +70,7 @@ check holds -DM=3 -DW=1 -DCRASH=2 -DTIMERS=1
 # What must fail.
 check fails -DV_GC -DW=2
 check fails -DV_STALE -DW=2
-check fails -DV_YOURS -DW=2
+check fails -DV_YOURS -DW=2 -DLAST=1 -DDROP=1
 check fails -DV_NOWAKE -DW=2 -DLAZY
 check fails -DV_EVENT -DW=1 -DNPM=1
 check fails -DV_NOREL -DW=1 -DNPM=1
@@ -83,6 +83,7 @@ check fails -DV_LEAVEKEEPS -DW=2 -DLAST=1 -DCANCEL=1 -DDROP=1
 check fails -DV_NONONCE -DW=2 -DLAST=1 -DCANCEL=1 -DZOMB=1
 check fails -DV_NOPAUSE -DW=2 -DLAST=1 -DNPM=1 -DHOPS=1 -DBOUND=0
 check fails -DV_NOCENSUS -DW=2 -DHOPS=1
-check fails -DV_AGAIN -DW=2 -DNPM=1 -DHOPS=1
+check fails -DV_AGAIN -DW=2 -DLAST=1 -DDROP=1 -DLOST=1 -DLAZY
+check fails -DV_SILENT -DW=1 -DNPM=1
 
 exit $failed

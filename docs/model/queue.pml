@@ -176,7 +176,7 @@ byte may_cancel = CANCEL, may_drop = DROP, may_lose = LOST, may_delay = ZOMB, ma
 byte timers;                /* how often time had to pass */
 
 /* Work variables. No step leaves anything in them. */
-hidden byte i, j, k, n, e, head, answer, value, found, mine, served, excused, x, y, z;
+hidden byte i, j, k, n, e, head, answer, value, found, mine, served, was_queued, excused, x, y, z;
 
 /* ------------------------------------------------------------------ Redis */
 
@@ -316,6 +316,13 @@ inline run_leave(m, number, above) {
 #define OPEN (hops + 1 >= HOPS && npm_listens)
 #endif
 
+/* A release to nobody is published to clients that know no queue, and if Redis took the whole queue for dead. */
+#ifdef V_SILENT
+#define NEEDED 0
+#else
+#define NEEDED (was_queued || npm_listens)
+#endif
+
 /* The script of a release. It sets value to the status and answer to the index. */
 inline run_release(m, index, next, number, goes_on) {
 	printf("T   redis: runs release of %d by M%d (lock %d of %d, %d queued)\n", index, m, lock_index, lock_owner, queued_n);
@@ -329,7 +336,7 @@ inline run_release(m, index, next, number, goes_on) {
 			for (i : 0 .. M-1) { f_excused[i] = (npm_message && flight[i] == ATTEMPT) }
 		:: !(OPEN) && (next) && (goes_on) -> hop(); lease((m)+1); value = HANDED
 		:: else ->
-			served = 0;
+			served = 0; was_queued = (queued_n > 0);
 			do
 			:: !served && queued_n > 0 ->
 				dequeue();
@@ -344,7 +351,9 @@ inline run_release(m, index, next, number, goes_on) {
 			:: served && (next) == REQUEUE -> value = GRANTED; enqueue(ENTRY(m, number))
 			:: served && (next) != REQUEUE -> value = GRANTED
 			:: !served && (next) -> hop(); lease((m)+1); value = HANDED
-			:: !served && !(next) -> free(); value = FREED; publish_release()
+			:: !served && !(next) -> free(); value = FREED;
+				/* A member that waits is in the queue, or looks when its subscription is confirmed. */
+				if :: NEEDED -> publish_release() :: else fi
 			fi
 		fi
 	:: lock_index != (index) && lock_owner == (m)+1 && (next) -> value = TAKEN
