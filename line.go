@@ -40,6 +40,8 @@ type line struct {
 	news     error     // what the last attempt told: a *LockedError, or why there is no answer
 	seen     time.Time
 
+	values context.Context //nolint:containedctx // The caller's who waits first, until an attempt begins for it; nil else.
+
 	timer  *time.Timer // the next look; nil before the first
 	due    time.Time   // when that is
 	woken  bool        // it is because of a wake-up, which was told
@@ -86,7 +88,7 @@ func (ln *line) first() *waiter {
 
 // wait joins the line of id and returns when it is served, or ctx or the Lock ends.
 func (s *subscriber) wait(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
-	ln, w := s.join(id, ttl)
+	ln, w := s.join(ctx, id, ttl)
 	select {
 	case got := <-w.served:
 		return got.lease, got.err
@@ -112,8 +114,8 @@ func (s *subscriber) giveUp(ctx context.Context, ln *line, w *waiter) (*Lease, e
 }
 
 // join registers a waiter. For the first in a line it looks at the lock, even while an attempt
-// is in flight: that may have looked before there was anybody to wake.
-func (s *subscriber) join(id string, ttl time.Duration) (*line, *waiter) {
+// is in flight: that may have looked before there was anybody to wake. That look has the values of ctx.
+func (s *subscriber) join(ctx context.Context, id string, ttl time.Duration) (*line, *waiter) {
 	w := &waiter{ttl: ttl, served: make(chan served, 1)}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -124,6 +126,7 @@ func (s *subscriber) join(id string, ttl time.Duration) (*line, *waiter) {
 	w.place = ln.waiters.PushBack(w)
 	s.waiters++
 	if ln.first() == w {
+		ln.values = ctx
 		s.wakeLocked(ln, false)
 	}
 	return ln, w
@@ -173,6 +176,9 @@ func (s *subscriber) leave(ln *line, w *waiter) (left bool, news error) {
 
 // removeLocked takes a waiter out of its line.
 func (s *subscriber) removeLocked(ln *line, w *waiter) {
+	if ln.first() == w {
+		ln.values = nil
+	}
 	ln.waiters.Remove(w.place)
 	w.place = nil
 	s.waiters--
@@ -356,9 +362,14 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 		p = place{s.entryLocked(ln, first.ttl, ln.pending == 0), ln.claimed, expiry}
 		ln.queued = true // from the moment that the request leaves
 	}
+	ctx := s.life
+	if ln.values != nil {
+		ctx = valued{ctx, ln.values}
+		ln.values = nil
+	}
 	s.mu.Unlock()
 
-	r, err := s.server.try(s.life, longestPatience, q, first.ttl, p, func(r reply, err error) {
+	r, err := s.server.try(ctx, longestPatience, q, first.ttl, p, func(r reply, err error) {
 		s.comesLate(ln, first.ttl, q, p, r, err)
 	})
 	if err == nil && r.brings() {
@@ -389,6 +400,23 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 	ln.ours = r.status == statusQueued
 	ln.toldLocked(r.locked(ln.id))
 	return s.restLocked(ln)
+}
+
+// A valued is a context that also has the values of another, whose end does
+// not end it.
+type valued struct {
+	context.Context //nolint:containedctx // As below.
+
+	values context.Context //nolint:containedctx // For one attempt only.
+}
+
+// Value returns the context's own value first: what package context keeps there
+// must be of the context that ends.
+func (v valued) Value(key any) any {
+	if value := v.Context.Value(key); value != nil {
+		return value
+	}
+	return v.values.Value(key)
 }
 
 // won ends an attempt, made for w, that has got the lock, or found that the line has it already.

@@ -192,8 +192,11 @@ type Lock struct {
 // and go-redis closes those that do not answer.
 //
 // Calls that are made at the same time share round trips, in pipelines of go-redis: hooks of the client see them there, without
-// the values of the callers' contexts. A call that is alone is a command, with those values. The
-// second of its Args, the hash of a script or its source, is an [encoding.BinaryMarshaler] and
+// the values of the callers' contexts. A call that is alone is a command, with those values.
+// The first attempt of WaitAcquire and WithLock has them too, if no other caller
+// of this Lock waits for the id. Later attempts serve every waiter of the id,
+// and have no values; nor has what is cleaned up after a wait. The
+// second of the Args of a command, the hash of a script or its source, is an [encoding.BinaryMarshaler] and
 // a [fmt.Stringer]: go-redis asks for its bytes when it writes the command. A call that fails
 // before that is known not to have run. So a hook that sends a command in a way of its own
 // has to take these bytes.
