@@ -734,16 +734,17 @@ func (s *subscriber) offer(id string) offer {
 // that wakes somebody.
 func (s *subscriber) answer(o offer, id string, r reply, err error, maybe bool) (wakes bool) {
 	ln := o.line
-	switch {
-	case ln == nil:
+	if ln == nil {
 		return s.wake(id, r.status == statusOpen)
-	case err == nil:
-		wakes = s.inherit(o, r)
-	case maybe:
-		s.server.doubt(o.quest)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	switch {
+	case err == nil:
+		wakes = s.inheritLocked(o, r)
+	case maybe:
+		s.server.doubt(o.quest)
+	}
 	ln.pending--
 	if maybe && o.entry != "" {
 		ln.queued, ln.doubted = true, true
@@ -765,24 +766,29 @@ func (s *subscriber) answer(o offer, id string, r reply, err error, maybe bool) 
 	return wakes
 }
 
-// inherit takes a lease that was handed over. It reports whether that wakes somebody.
-func (s *subscriber) inherit(o offer, r reply) (wakes bool) {
+// inheritLocked takes a lease that was handed over. It reports whether that wakes
+// somebody. It runs in the goroutine of Release, whose ctx may end, so it sends
+// nothing: a lease that has to be renewed or given back is left to the background.
+func (s *subscriber) inheritLocked(o offer, r reply) (wakes bool) {
 	if r.status != statusHanded && r.status != statusTaken {
 		return false
 	}
-	y := yield{lease: newLease(o.line.id, o.quest.token, o.ttl, r), quest: o.quest, local: true, exact: r.status == statusHanded}
+	ln := o.line
+	y := yield{lease: newLease(ln.id, o.quest.token, o.ttl, r), quest: o.quest, local: true, exact: r.status == statusHanded}
 	y.out = y.exact && o.entry != "" && !o.more
-	s.mu.Lock()
-	claimed := s.claimLocked(o.line, y) // The line lasts, because its answer is to come.
-	s.mu.Unlock()
-	var err error
-	if claimed {
-		wakes, err = s.give(o.line, y)
+	switch {
+	case !s.claimLocked(ln, y): // The line lasts, because its answer is to come.
+		s.wakeLocked(ln, false)
+		return ln.first() != nil
+	case s.giveLocked(ln, y):
+		return true
 	}
-	if !claimed || err != nil {
-		wakes = s.wake(o.line.id, false)
-	}
-	return wakes
+	s.crew.Start(func() { // What is given back wakes the line.
+		if given, _ := s.give(ln, y); given {
+			s.events.woken(ln.id, byRelease)
+		}
+	})
+	return false
 }
 
 // answersLate waits for the answer to a release that was given up, and may have handed the lock over. It calls told
@@ -798,10 +804,10 @@ func (s *subscriber) answersLate(o offer, c *call, told func(reply, error)) {
 	s.server.late(c, func(r reply, err error) {
 		told(r, err)
 		wakes := false
-		if err == nil {
-			wakes = s.inherit(o, r)
-		}
 		s.mu.Lock()
+		if err == nil {
+			wakes = s.inheritLocked(o, r)
+		}
 		wakes = wakes || o.line.first() != nil
 		o.line.pending--
 		s.wakeLocked(o.line, false)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/redfour-go/redfour"
@@ -796,6 +797,86 @@ func TestRelease_aHandOverOfWhichNobodyHearsIsGivenBack(t *testing.T) {
 		way.afterScript(nil)
 		pass(time.Second)
 		require.False(t, m.Exists("lock:42"))
+	})
+}
+
+// The next waiter leaves while the answer is on its way that hands it the lock, and Redis answers nothing from then on.
+func TestRelease_keepsItsBoundWhenTheNextWaiterHasLeftAsRedisHangs(t *testing.T) {
+	calls := map[string]func(ctx context.Context, l *redfour.Lock) error{
+		"Release": func(ctx context.Context, l *redfour.Lock) error {
+			return l.Release(ctx, &redfour.Lease{ID: "42", Index: 1, Token: "t"})
+		},
+		"ForceRelease": func(ctx context.Context, l *redfour.Lock) error { return l.ForceRelease(ctx, "42", 0) },
+	}
+	others := map[string]time.Duration{"no other waits": 0, "another waits for another ttl": time.Minute}
+	for name, call := range calls {
+		for what, other := range others {
+			t.Run(name+" "+what, func(t *testing.T) {
+				bubble(t, func(t *testing.T, m *mini) {
+					way := new(link)
+					l := m.lock(t, way)
+					m.HSet("lock:42", "index", "1", "token", "t")
+					m.SetTTL("lock:42", time.Hour)
+					wait, leave := context.WithCancel(t.Context())
+					left := waitFor(wait, l, "42", time.Hour)
+					synctest.Wait()
+					var next <-chan acquired
+					if other > 0 {
+						next = waitFor(t.Context(), l, "42", other)
+						synctest.Wait()
+					}
+					hang, resume := context.WithCancel(t.Context())
+					defer resume()
+					way.afterScript(once(isRelease, func() error {
+						leave()
+						assert.ErrorIs(t, (<-left).err, context.Canceled)
+						way.beforeScript(func(context.Context, redis.Cmder) error { <-hang.Done(); return nil })
+						return nil
+					}))
+
+					ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+					defer cancel()
+					start := time.Now()
+					require.NoError(t, call(ctx, l))
+					require.LessOrEqual(t, time.Since(start), 600*time.Millisecond)
+
+					resume()
+					if next != nil {
+						lease := takeLease(t, next)
+						require.Equal(t, other, lease.TTL)
+						require.NoError(t, l.Release(t.Context(), lease))
+					}
+					synctest.Wait()
+					require.False(t, m.Exists("lock:42"))
+					require.Empty(t, m.queued(t))
+				})
+			})
+		}
+	}
+}
+
+// As above, where the section held the lock that goes back.
+func TestWithLock_returnsAlthoughTheNextWaiterHasLeftAsRedisHangs(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		wait, leave := context.WithCancel(t.Context())
+		hang := make(chan struct{})
+		defer close(hang)
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		defer cancel()
+		start := time.Now()
+		require.NoError(t, l.WithLock(ctx, "42", time.Hour, func(context.Context, *redfour.Lease) error {
+			left := inLine(wait, t, m, l, time.Hour)
+			way.afterScript(once(isRelease, func() error {
+				leave()
+				assert.ErrorIs(t, (<-left).err, context.Canceled)
+				way.beforeScript(func(context.Context, redis.Cmder) error { <-hang; return nil })
+				return nil
+			}))
+			return nil
+		}))
+		require.LessOrEqual(t, time.Since(start), 600*time.Millisecond)
 	})
 }
 
