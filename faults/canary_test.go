@@ -29,6 +29,7 @@ var canaries = []struct{ patch, fault, rule string }{
 	{"an error of a proxy is a refusal", "a proxy answers for the server", "waiter|end"},
 	{"callers cannot leave", "none", "limit"},
 	{"deadline counted from the reply", "latency", "overlap"},
+	{"dead connections are taken one after another", "connections die silently", "end"},
 	{"deaf to a half-open subscription", "half-open subscriber", "waiter"},
 	{"force release ends nothing", "none", "order"},
 	{"force release ignores the index", "none", "order"},
