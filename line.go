@@ -369,16 +369,15 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 	}
 	s.mu.Unlock()
 
-	r, err := s.server.try(ctx, longestPatience, q, first.ttl, p, func(r reply, err error) {
-		s.comesLate(ln, first.ttl, q, p, r, err)
-	})
+	r, err := s.server.try(ctx, longestPatience, q, first.ttl, p)
 	if err == nil && r.brings() {
 		return s.won(ln, first, fresh, q, p, r)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if unheard(err) != nil {
+	if c := unheard(err); c != nil {
 		ln.pending++
+		s.server.late(c, func(r reply, err error) { s.comesLate(ln, first.ttl, q, p, r.lasting(first.ttl), err) })
 	} else {
 		ln.doubtLocked(p.entry, err)
 	}

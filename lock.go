@@ -353,13 +353,17 @@ func (l *Lock) acquire(ctx context.Context, id string, ttl time.Duration) (*Leas
 	q := newQuest(id)
 	var r reply
 	var f failures
-	var e echo
 	err := repeat(ctx, l.life, until, verdict.outOfReach, func() (err error) {
-		r, err = e.during(ctx, func(ctx context.Context) (reply, error) {
-			return l.server.try(ctx, time.Until(until), q, ttl, place{}, func(r reply, err error) {
-				e.take(r, err)
-				l.server.comesLate(context.WithoutCancel(ctx), q, r, err)
-			})
+		r, err = q.echo.during(ctx, func(ctx context.Context) (reply, error) {
+			r, err := l.server.try(ctx, time.Until(until), q, ttl, place{})
+			if c := unheard(err); c != nil {
+				l.server.late(c, func(r reply, err error) {
+					r = r.lasting(ttl)
+					q.echo.take(r, err)
+					l.server.comesLate(context.WithoutCancel(ctx), q, r, err)
+				})
+			}
+			return r, err
 		})
 		return f.note(err)
 	})

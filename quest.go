@@ -14,6 +14,7 @@ import (
 // an attempt, too: it names the token of the next waiter's quest.
 type quest struct {
 	id, token string
+	echo      echo // of Acquire
 
 	mu    sync.Mutex // guards what follows
 	maybe bool       // an attempt whose outcome is unknown may have taken the lock, or may do so yet
@@ -31,15 +32,11 @@ const (
 
 func newQuest(id string) *quest { return &quest{id: id, token: rand.Text()} }
 
-// try makes one attempt, and waits for it for at most d. If the attempt comes back
-// only after that, late is called with its outcome, which is then the callee's.
-func (s *server) try(
-	ctx context.Context, d time.Duration, q *quest, ttl time.Duration, p place, late func(reply, error),
-) (reply, error) {
+// try makes one attempt, and waits for it for at most d. If the attempt was given up,
+// its outcome is the caller's to wait for, with late.
+func (s *server) try(ctx context.Context, d time.Duration, q *quest, ttl time.Duration, p place) (reply, error) {
 	r, err := s.acquire(ctx, d, q.id, q.token, ttl, p)
-	if c := unheard(err); c != nil {
-		s.late(c, func(r reply, err error) { late(r.lasting(ttl), err) })
-	} else if judge(err) == unknown {
+	if unheard(err) == nil && judge(err) == unknown {
 		s.doubt(q)
 	}
 	return r, err
