@@ -748,3 +748,107 @@ func TestClusterRights_whatWorksWithoutThem(t *testing.T) {
 		})
 	}
 }
+
+// beginMove opens the slot of an id for its move to another master, and moves some of its keys.
+func beginMove(t *testing.T, c *redistest.Cluster, id string, to *redistest.Server, keys ...string) {
+	t.Helper()
+	from := c.MasterOf(slotOf(id)).Client(t)
+	c.BeginMigration(slotOf(id), to)
+	for _, key := range keys {
+		require.Equal(t, "OK", from.Do(t.Context(), "MIGRATE", "127.0.0.1", to.Port(), key, 0, 5000).Val())
+	}
+}
+
+// finishMove moves the rest.
+func finishMove(c *redistest.Cluster, id string, to *redistest.Server) {
+	c.MoveKeys(slotOf(id), to)
+	c.FinishMigration(slotOf(id), to)
+}
+
+// A slot stays half-way: scripts with several keys are answered TRYAGAIN, the one whose queue does not exist included.
+func TestCluster_aReleaseEndsTheLeaseWhileItsSlotMoves(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 0)
+	from, to := c.Masters()[0], c.Masters()[1]
+	ids := idsOf(t, c, from, 4)
+	for i, name := range []string{"no key has moved", "the lock has moved", "the counter has moved", "all keys have moved"} {
+		t.Run(name, func(t *testing.T) {
+			id := ids[i]
+			lock, counter := clusterNames("lock", id)
+			holder, other := newLock(t, c.Client(t)), newLock(t, c.Client(t))
+			lease := mustAcquire(t, holder, id, time.Minute)
+			var waiters []<-chan acquired
+			if i > 0 {
+				for _, l := range []*redfour.Lock{other, holder} {
+					waiters = append(waiters, waitFor(t.Context(), l, id, time.Minute))
+				}
+				eventually(t, func() bool {
+					s, err := holder.Inspect(t.Context(), id)
+					return err == nil && len(s.Waiters) == 2
+				}, "in the queue")
+			}
+			beginMove(t, c, id, to, [][]string{nil, {lock}, {counter}, {lock, counter}}[i]...)
+
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			defer cancel()
+			began := time.Now()
+			require.NoError(t, holder.Release(ctx, lease))
+			t.Logf("released after %v", time.Since(began).Round(time.Millisecond))
+			for _, s := range []*redistest.Server{from, to} {
+				n, err := s.Client(t).ClusterCountKeysInSlot(t.Context(), slotOf(id)).Result()
+				require.NoError(t, err)
+				keys, err := s.Client(t).ClusterGetKeysInSlot(t.Context(), slotOf(id), int(n)).Result()
+				require.NoError(t, err)
+				require.NotContains(t, keys, lock)
+			}
+
+			finishMove(c, id, to)
+			moved := time.Now()
+			served := make(chan *redfour.Lease, len(waiters)) // as many as wait
+			for _, w := range waiters {
+				go func() {
+					got := <-w
+					if assert.NoError(t, got.err) {
+						served <- got.lease
+					}
+				}()
+			}
+			for range waiters {
+				next := take(t, served)
+				t.Logf("the next had it %v after the slot had moved", time.Since(moved).Round(time.Millisecond))
+				require.Less(t, time.Since(moved), 3*time.Second)
+				require.Greater(t, next.Index, lease.Index)
+				require.NoError(t, other.Release(t.Context(), next))
+			}
+		})
+	}
+}
+
+func TestCluster_whatASlotThatMovesCosts(t *testing.T) {
+	c := redistest.StartCluster(t, 3, 0)
+	from, to := c.Masters()[0], c.Masters()[1]
+	id := idsOf(t, c, from, 1)[0]
+	l := newLock(t, c.Client(t))
+	lease := mustAcquire(t, l, id, time.Minute)
+	beginMove(t, c, id, to)
+
+	status, err := l.Inspect(t.Context(), id)
+	require.NoError(t, err)
+	require.True(t, status.Held)
+	require.Equal(t, lease.Index, status.Index)
+	_, err = l.Acquire(t.Context(), id, time.Minute)
+	require.ErrorIs(t, err, redfour.ErrLocked)
+	require.NoError(t, l.Renew(t.Context(), lease, time.Minute))
+	require.NoError(t, l.ForceRelease(t.Context(), id, lease.Index))
+
+	began := time.Now()
+	_, err = l.Acquire(t.Context(), id, time.Minute)
+	require.Less(t, time.Since(began), 6*time.Second)
+	require.ErrorContains(t, err, "TRYAGAIN")
+	require.NotErrorIs(t, err, redfour.ErrLocked)
+	require.NotContains(t, err.Error(), "outcome unknown")
+	got := waitFor(t.Context(), l, id, time.Minute)
+	finishMove(c, id, to)
+	moved := time.Now()
+	require.Greater(t, takeLease(t, got).Index, lease.Index)
+	require.Less(t, time.Since(moved), 3*time.Second)
+}

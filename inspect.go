@@ -24,6 +24,7 @@ type Status struct {
 	// Waiters are the owners of the Locks that stand in the queue, next first, "" for one that has none. A Lock has one
 	// place, however many goroutines wait in it. One that cannot queue, or came a moment ago, is missing. The holder's Lock is there
 	// only if more of its callers wait, and not always then. There are a thousand at most, and none if the user may not read the queue.
+	// While the slot moves to another master of a cluster, there may be none.
 	Waiters []string
 }
 

@@ -56,8 +56,10 @@
 //
 // With a [*redis.ClusterClient] the ids of a namespace are spread over 256 slots, and so over all masters; what belongs to
 // an id is in one slot. A namespace with a hash tag, such as "{orders}", stays in that one slot. A Lock
-// keeps a subscription for each master that has locks it waits for. A slot that moves costs waiters nothing; a master that dies
-// costs them the time until a replica is promoted, and a moment. The same goes for a client made by
+// keeps a subscription for each master that has locks it waits for. While a slot moves, a free lock in it cannot be taken: Acquire
+// returns an error if that lasts for longer than 5 s, and waiters are served once the slot has moved. Renew and Release
+// work meanwhile, but a release may hand the lock to no waiter. A master that dies
+// costs waiters the time until a replica is promoted, and a moment. The same goes for a client made by
 // redis.NewFailoverClient, which follows a Sentinel failover. See Guarantees for what
 // a failover can lose. The names of the keys are not those outside a cluster, nor those of npm ioredfour in
 // a cluster. So all clients of a namespace must be of one kind, even where a server

@@ -648,6 +648,10 @@ type place struct {
 }
 
 // acquire tries once to take the lock of id, or to enter its queue, and waits for the answer for at most d.
+//
+// While the slot moves, a lock cannot be taken: a master serves a script with several keys
+// only if it has them all, and a free lock has none. A form with the lock alone would have
+// no counter, and the clocks of the two masters may differ: the index could fall.
 func (s *server) acquire(
 	ctx context.Context, d time.Duration, id, token string, ttl time.Duration, p place,
 ) (reply, error) {
@@ -772,24 +776,29 @@ func (s *server) sendReleaseAs(ctx context.Context, id, index, token string, for
 	return s.send(newCall(ctx, b, sc, append(words, lock)))
 }
 
-// sendAloneRelease is for users who may not use the queue.
+// sendAloneRelease is for users who may not use the queue, and for slots that move.
 func (s *server) sendAloneRelease(ctx context.Context, b *bucket, lock, index, token any) *call {
 	return s.send(newCall(ctx, b, s.releasing, append(s.releasing.words(1, 4), lock, index, token, b.prefix, lock)))
 }
 
 // awaitRelease waits for the answer to a release for at most d, and repeats it without a queue where the user may not use that.
+//
+// It does so as well while the slot moves, and one master has not all three keys: a script
+// with one key runs wherever that is. No lock is handed over then. Members may miss the
+// message, but none can take a lock before the slot has moved, and all look after that.
 func (s *server) awaitRelease(ctx context.Context, d time.Duration, c *call) (reply, error) {
 	r, err := s.await(ctx, d, c)
 	if len(c.keys()) == 1 {
 		return r, err
 	}
-	if !refusesKeys(err) {
+	refused := refusesKeys(err)
+	if !refused && !redis.IsTryAgainError(err) {
 		s.noteRight(err)
 		return r, err
 	}
 	argv := c.words[firstKey+len(c.keys()):]
 	r, err = s.await(ctx, d, s.sendAloneRelease(c.Caller(), c.bucket, c.keys()[0], argv[0], argv[1]))
-	s.noteRefusal(true, err)
+	s.noteRefusal(refused, err)
 	return r, err
 }
 
@@ -812,11 +821,12 @@ func (s *server) renewal(b *bucket, l leaseKey, ttl time.Duration) []any {
 		b.lock(l.id), strconv.FormatInt(l.index, 10), l.token, ttl.Milliseconds())
 }
 
-// inspect asks once who has the lock of id, and who waits for it.
+// inspect asks once who has the lock of id, and who waits for it. While the slot moves it may
+// learn of the holder alone, as in awaitRelease.
 func (s *server) inspect(ctx context.Context, id string) (reply, error) {
 	b, sc := s.bucket(id), s.inspecting
 	r, err := s.run(ctx, longestPatience, b, sc, append(sc.words(2, 1), b.lock(id), b.queue(id), b.prefix))
-	if refusesKeys(err) {
+	if refusesKeys(err) || redis.IsTryAgainError(err) {
 		return s.look(ctx, id)
 	}
 	return r, r.checkWords(2, err)
