@@ -39,7 +39,7 @@ type Stats struct {
 	WokenBySubscription int64 // … a subscription was confirmed, the first included
 
 	GrantsClaimed int64 // leases that another process handed to this Lock, by a message or found by asking
-	Returned      int64 // leases that came when nobody waited any more, or when their ttl was over, and were given back
+	Returned      int64 // leases that came when no caller waited any more, or when their ttl was over, and were given back
 
 	Subscriptions     int64 // that were confirmed, the first included
 	SubscriptionsLost int64 // that ended by themselves, and not because nobody waited any more: so often the Lock had to reconnect

@@ -91,7 +91,7 @@ func (s *subscriber) wait(ctx context.Context, id string, ttl time.Duration) (*L
 	ln, w := s.join(ctx, id, ttl)
 	select {
 	case got := <-w.served:
-		return got.lease, got.err
+		return s.accept(ctx, got)
 	case <-ctx.Done():
 	case <-s.life.Done():
 	}
@@ -103,14 +103,45 @@ func (s *subscriber) giveUp(ctx context.Context, ln *line, w *waiter) (*Lease, e
 	left, news := s.leave(ln, w)
 	switch {
 	case !left:
-		// Served in the same moment. A lease is never thrown away: the caller has
-		// asked for it, and releases it.
-		got := <-w.served
-		return got.lease, got.err
+		// Served in the same moment. If it is the Lock that has ended, the caller
+		// gets the lease all the same, and releases it.
+		return s.accept(ctx, <-w.served)
 	case ctx.Err() == nil:
 		return nil, ErrClosed
 	}
 	return nil, fmt.Errorf("%w: %w", contextError(ctx), news)
+}
+
+// accept returns what a waiter was served. A lease is for a caller whose ctx has not ended: this one may
+// have ended before the lock was free.
+func (s *subscriber) accept(ctx context.Context, got served) (*Lease, error) {
+	if got.lease != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("%w: %w", contextError(ctx), s.passOn(got.lease))
+	}
+	return got.lease, got.err
+}
+
+// passOn gives a lease that its waiter does not take to the next in the line, or back to Redis. It
+// returns what the waiter is to hear of the lock: that it is held, unless it was free when the waiter came.
+func (s *subscriber) passOn(lease *Lease) (news error) {
+	news = s.held(lease)
+	if lease.Immediate {
+		news = errors.New("the lock was got too late, and is given back")
+	}
+	y := yield{lease: lease, exact: true} // It passed the gate when it was claimed.
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ln := s.lines[lease.ID]; !s.giveLocked(ln, y) {
+		s.crew.Start(func() { _, _ = s.give(ln, y) })
+	}
+	return news
+}
+
+// held returns that a lease of this process holds its lock.
+func (s *subscriber) held(lease *Lease) *LockedError {
+	owner, _ := s.server.owner.(string)
+	left := lease.Remaining() + margin(lease.TTL) // in Redis, where the lease ends for the waiters
+	return &LockedError{ID: lease.ID, Index: lease.Index, TTL: left, Owner: owner}
 }
 
 // join registers a waiter. For the first in a line it looks at the lock, even while an attempt
@@ -650,9 +681,7 @@ func (s *subscriber) serveLocked(ln *line, w *waiter, what served) {
 // about an earlier lease: nobody can have released this one yet.
 func (s *subscriber) heldHereLocked(ln *line, y yield) {
 	ln.ours = true
-	owner, _ := s.server.owner.(string)
-	left := y.lease.Remaining() + margin(y.lease.TTL) // in Redis, where the lease ends for the waiters
-	ln.toldLocked(&LockedError{ID: ln.id, Index: y.lease.Index, TTL: left, Owner: owner})
+	ln.toldLocked(s.held(y.lease))
 	ln.again, ln.shy = ln.trying && y.tried == nil, false
 	switch {
 	case ln.trying:

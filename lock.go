@@ -541,7 +541,8 @@ func wrap(op, id string, err error) error {
 // is tried again until ctx ends. With [WithReplicas] it also ends with the first lease that could not be
 // confirmed, with the errors of [Lock.Acquire]. If ctx ends, the error matches
 // ctx.Err() and context.Cause(ctx), and also: [ErrLocked] and [*LockedError] if
-// the lock was held; or the last error of Redis if there was one.
+// the lock was held; or the last error of Redis if there was one. A lease that arrives
+// after ctx has ended goes to the next waiter, or back to Redis in the background.
 func (l *Lock) WaitAcquire(ctx context.Context, id string, ttl time.Duration) (*Lease, error) {
 	began := time.Now()
 	lease, err := l.waitUntold(ctx, id, ttl)
