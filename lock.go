@@ -315,6 +315,11 @@ const acquireTime = 5 * time.Second
 // While others wait, a release hands the lock to them and it is never free, so that Acquire finds it
 // held: use [Lock.WaitAcquire] to have a turn.
 //
+// A release may also hand the lock to a waiter whose context has just ended, while
+// its request to leave the queue is on the way. That process gives the lock back
+// at once, but until then, for a round trip or two, Acquire finds it
+// held. A [Lock.WaitAcquire] with a short ctx waits for that.
+//
 // A lease need not be released: a cron job that is to run once in the fleet takes the
 // lock for longer than the hosts' clocks differ, treats [ErrLocked] as "done
 // elsewhere", and lets the lease run out.
