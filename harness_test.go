@@ -56,7 +56,13 @@ func (m *mini) client(t *testing.T, via ...*link) *redis.Client {
 	// The pool is larger than any test needs: go-redis shares the timers of those
 	// who wait for a connection between all clients, and so between bubbles.
 	o := &redis.Options{Addr: "127.0.0.1:6379", PoolSize: 10_000, MaxRetries: 3}
-	o.Dialer = func(context.Context, string, string) (net.Conn, error) { return m.Dial() }
+	o.Dialer = func(context.Context, string, string) (net.Conn, error) {
+		conn, err := m.Dial()
+		if err != nil {
+			return nil, err
+		}
+		return newSocket(conn), nil
+	}
 	for _, l := range via {
 		o.Dialer = l.through(o.Dialer)
 	}
@@ -72,6 +78,69 @@ func newClient(tb testing.TB, o *redis.Options, via ...*link) *redis.Client {
 	tb.Cleanup(func() { _ = client.Close() })
 	return client
 }
+
+// A socket buffers what is written to a pipe, as a kernel does. Without that a
+// client that writes a long pipeline and a server that answers its first command
+// block each other until a timeout.
+type socket struct {
+	net.Conn
+
+	mu      sync.Mutex // guards what follows
+	more    sync.Cond  // on mu
+	written []byte     // not yet in the pipe
+	err     error      // of the pipe
+}
+
+func newSocket(pipe net.Conn) *socket {
+	s := &socket{Conn: pipe}
+	s.more.L = &s.mu
+	go s.flush()
+	return s
+}
+
+// flush writes to the pipe until it is closed.
+func (s *socket) flush() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.err == nil {
+		if len(s.written) == 0 {
+			s.more.Wait()
+			continue
+		}
+		b := s.written
+		s.written = nil
+		s.mu.Unlock()
+		_, err := s.Conn.Write(b)
+		s.mu.Lock()
+		if s.err == nil {
+			s.err = err
+		}
+	}
+}
+
+func (s *socket) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return 0, s.err
+	}
+	s.written = append(s.written, b...)
+	s.more.Signal()
+	return len(b), nil
+}
+
+func (s *socket) Close() error {
+	s.mu.Lock()
+	s.err = io.ErrClosedPipe
+	s.more.Signal()
+	s.mu.Unlock()
+	return s.Conn.Close()
+}
+
+func (s *socket) SetDeadline(t time.Time) error { return s.SetReadDeadline(t) }
+
+// SetWriteDeadline does nothing, because writes do not block.
+func (s *socket) SetWriteDeadline(time.Time) error { return nil }
 
 // lock makes a Lock with a client of its own.
 func (m *mini) lock(t *testing.T, via ...*link) *redfour.Lock {
