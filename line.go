@@ -33,6 +33,7 @@ type line struct {
 	again   bool // a wake-up came since the attempt began
 	shy     bool // it was an open release: those who are not in the queue go first
 	pending int  // releases with an heir and late attempts, whose outcome is still to come
+	late    int  // attempts among them
 
 	quest    *quest    // the attempts since the last lease that one of them brought; nil before the first
 	failures backoff   // since the last answer
@@ -221,6 +222,9 @@ func (s *subscriber) clearLocked(ln *line) {
 	switch {
 	case ln.trying, ln.waiters.Len() > 0 && s.life.Err() == nil:
 	case ln.pending > 0: // It may enter the queue yet, and its outcome clears.
+		if ln.pending == ln.late { // No release offers the lock to the quest.
+			s.abandonLocked(ln)
+		}
 	case ln.queued:
 		s.beginLocked(ln, false)
 	default:
@@ -231,10 +235,7 @@ func (s *subscriber) clearLocked(ln *line) {
 // endLocked ends a line that nobody waits in and that is not in the queue. It lasts
 // while an entry of it may be granted the lock yet, because it knows what was claimed.
 func (s *subscriber) endLocked(ln *line) {
-	if ln.quest != nil {
-		s.server.abandon(ln.quest)
-		ln.quest = nil
-	}
+	s.abandonLocked(ln)
 	switch {
 	case ln.doubted:
 		s.retireLocked(ln)
@@ -243,6 +244,14 @@ func (s *subscriber) endLocked(ln *line) {
 		s.lookInLocked(ln, time.Until(ln.found))
 	default:
 		s.dropLocked(ln)
+	}
+}
+
+// abandonLocked ends the quest of a line that nobody waits in.
+func (s *subscriber) abandonLocked(ln *line) {
+	if ln.quest != nil {
+		s.server.abandon(ln.quest)
+		ln.quest = nil
 	}
 }
 
@@ -408,6 +417,7 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 	defer s.mu.Unlock()
 	if c := unheard(err); c != nil {
 		ln.pending++
+		ln.late++
 		s.server.late(c, func(r reply, err error) { s.comesLate(ln, first.ttl, q, p, r.lasting(first.ttl), err) })
 	} else {
 		ln.doubtLocked(p.entry, err)
@@ -476,19 +486,27 @@ func (s *subscriber) yielded(ln *line, ttl time.Duration, q *quest, p place, r r
 	return yield{lease: newLease(ln.id, q.token, ttl, r), quest: q, exact: done, out: done && p.entry != ""}
 }
 
-// comesLate takes the outcome of an attempt that was given up. A lease that it brings passes the gate like any
-// other. Otherwise it may have entered the queue, but says nothing about the lock: what woke the line since the
-// attempt looked was not kept for it.
+// comesLate takes the outcome of an attempt that was given up. A lease that it
+// brings passes the gate like any other, or goes back if all have left for whom it
+// was made. Otherwise it may have entered the queue, but says nothing about the
+// lock: what woke the line since the attempt looked was not kept for it.
 func (s *subscriber) comesLate(ln *line, ttl time.Duration, q *quest, p place, r reply, err error) {
 	brings := err == nil && r.brings()
+	claimed := false
 	if brings {
-		_, _ = s.take(ln.id, s.yielded(ln, ttl, q, p, r)) // The line lasts, because this attempt is pending.
-	} else if judge(err) == unknown {
-		s.server.doubt(q)
+		claimed, _ = s.take(ln.id, s.yielded(ln, ttl, q, p, r)) // The line lasts, because this attempt is pending.
 	}
+	if !claimed {
+		s.server.comesLate(context.WithoutCancel(s.life), q, r, err)
+	}
+	took := brings && r.status == statusDone || judge(err) == unknown
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ln.pending--
+	ln.late--
+	if p.entry != "" && took && !claimed && q != ln.quest && ln.waiters.Len() > 0 {
+		s.wakeLocked(ln, false) // It may have taken the line out of the queue for nobody.
+	}
 	ln.doubtLocked(p.entry, err)
 	ln.queued = ln.queued || p.entry != "" && !brings // The entry is the same as then, because pending kept it.
 	s.clearLocked(ln)

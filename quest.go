@@ -18,6 +18,7 @@ type quest struct {
 
 	mu    sync.Mutex // guards what follows
 	maybe bool       // an attempt whose outcome is unknown may have taken the lock, or may do so yet
+	late  bool       // an attempt was given up; its outcome is still to come, or has come
 	over  questEnd
 	index int64 // of the last lease under the token that somebody has claimed, or gives back
 }
@@ -36,14 +37,19 @@ func newQuest(id string) *quest { return &quest{id: id, token: rand.Text()} }
 // its outcome is the caller's to wait for, with late.
 func (s *server) try(ctx context.Context, d time.Duration, q *quest, ttl time.Duration, p place) (reply, error) {
 	r, err := s.acquire(ctx, d, q.id, q.token, ttl, p)
-	if unheard(err) == nil && judge(err) == unknown {
+	if unheard(err) != nil {
+		q.mu.Lock()
+		q.late = true
+		q.mu.Unlock()
+	} else if judge(err) == unknown {
 		s.doubt(q)
 	}
 	return r, err
 }
 
-// comesLate takes the outcome of an attempt of Acquire that was given up. What it took is used by Acquire while that
-// runs, or else given back: if the quest was won by another lease, no attempt looks for this one.
+// comesLate takes the outcome of an attempt that was given up. What it took is used
+// by Acquire, or by the line, while that tries, or else given back: if the quest was
+// won by another lease, no attempt looks for this one.
 func (s *server) comesLate(ctx context.Context, q *quest, r reply, err error) {
 	if judge(err) == unknown {
 		s.doubt(q)
@@ -83,12 +89,14 @@ func (s *server) win(q *quest, index int64) bool {
 	return true
 }
 
-// abandon ends the quest without a lease.
+// abandon ends the quest without a lease. What an attempt has taken that was given up is
+// given back now: its reply may be lost, and go-redis may wait for it for a long time.
 func (s *server) abandon(q *quest) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.over == sought {
 		q.over = abandoned
+		q.maybe = q.maybe || q.late
 	}
 	s.settleLocked(q)
 }
