@@ -397,6 +397,11 @@ func (s *subscriber) attempt(ln *line, expiry bool) bool {
 		ln.denied = time.Time{} // Who comes later has time of his own.
 		return s.leaveLocked(ln)
 	}
+	if ln.queued && ln.pending == 0 && !s.server.mayQueue() {
+		// The subscription is made anew, and a message on its way is lost. Attempts without a queue do not find its lease.
+		defer s.mu.Unlock()
+		return s.leaveLocked(ln)
+	}
 	q, p, e := ln.questLocked(), place{}, s.heardBy[ln.bucket]
 	if s.hearsLocked(ln.bucket) {
 		p = place{s.entryLocked(ln, first.ttl, ln.pending == 0), ln.claimed, expiry}

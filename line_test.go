@@ -1376,3 +1376,24 @@ func TestWaitAcquire_anOldMessageOfAGrantEndsNothing(t *testing.T) {
 		require.Empty(t, other)
 	})
 }
+
+// A queue refuses entries where Redis is full. The Lock then waits without queues, over another
+// subscription. A grant may be on its way over the one that it gives up.
+func TestWaitAcquire_aGrantIsFoundWhenTheQueueRefusesAnEntry(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, b := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", time.Hour)
+		mustAcquire(t, a, "43", time.Hour)
+		got := waitFor(t.Context(), b, "42", time.Hour)
+		pass(100 * time.Millisecond)
+		require.Len(t, m.queued(t), 1)
+		way.mute(isSubscriber)
+		require.NoError(t, a.Release(t.Context(), lease))
+		require.NoError(t, m.Set("lock-waiters:43", "is no list"))
+		waitFor(t.Context(), b, "43", time.Hour)
+		pass(2 * time.Second)
+		require.Len(t, got, 1)
+		require.NoError(t, (<-got).err)
+	})
+}
