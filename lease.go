@@ -284,6 +284,7 @@ type leaseState struct {
 	overAt   time.Time     // when that became known
 	answered time.Time     // when the last renewal that was answered was sent
 	trying   time.Duration // the ttl of the renewal that is made; 0: none is
+	hand     time.Time     // when a lease renewed by a caller ends; zero: none was
 	released bool          // a release was sent in time, and may have run
 	ended    bool          // a release has succeeded
 	told     bool          // that it was lost, to the trace
@@ -346,6 +347,10 @@ func (s *leaseState) join(other *leaseState) {
 	other.told = other.told || s.told
 	if other.deadline.IsZero() {
 		other.deadline, other.counted = s.deadline, s.counted
+	}
+	other.doubts = append(other.doubts, s.doubts...)
+	if s.hand.After(other.hand) {
+		other.hand = s.hand
 	}
 	if other.over == nil {
 		other.over, other.overAt = s.over, s.overAt
@@ -493,7 +498,11 @@ func (s *leaseState) begin(ttl, maxHold time.Duration) (over chan struct{}, _ ti
 	}
 	if ttl == whenDue {
 		now, bound := time.Now(), s.boundLocked(maxHold)
-		ttl = min(s.ttl, bound.Sub(now).Truncate(time.Millisecond))
+		end := bound
+		if s.hand.After(end) {
+			end = s.hand // Renew is not bounded, and is not cut back.
+		}
+		ttl = min(s.ttl, end.Sub(now).Truncate(time.Millisecond))
 		if now.Before(s.dueLocked(bound)) || ttl < time.Millisecond {
 			return nil, 0, nil
 		}
@@ -527,10 +536,8 @@ func (s *leaseState) renewed(sent time.Time, ttl, asked time.Duration) {
 	s = s.lock()
 	defer s.mu.Unlock()
 	s.counted = ttl
-	if asked != whenDue {
-		s.ttl = ttl
-	}
-	s.doubts = slices.DeleteFunc(s.doubts, func(d *doubt) bool { return !d.until.IsZero() && !sent.Before(d.until) })
+	s.takeAskedLocked(sent, asked)
+	s.dropDoubtsLocked(sent)
 	for _, d := range s.doubts {
 		s.counted = min(s.counted, d.ttl)
 	}
@@ -538,14 +545,29 @@ func (s *leaseState) renewed(sent time.Time, ttl, asked time.Duration) {
 	s.tellKeepers()
 }
 
-// renewedLate is renewed for one that was given up. It does not count if one that was sent later has been answered.
+// takeAskedLocked notes the ttl that a caller asked for, which those that are due keep.
+func (s *leaseState) takeAskedLocked(sent time.Time, asked time.Duration) {
+	if asked != whenDue {
+		s.ttl, s.hand = asked, sent.Add(asked)
+	}
+}
+
+// dropDoubtsLocked drops the doubts that were over when a renewal was sent.
+func (s *leaseState) dropDoubtsLocked(sent time.Time) {
+	s.doubts = slices.DeleteFunc(s.doubts, func(d *doubt) bool { return !d.until.IsZero() && !sent.Before(d.until) })
+}
+
+// renewedLate is renewed for one that was given up. It returns false if that does not count, because the
+// lease does not hold, or one that was sent later has been answered.
 // Those that were begun since may have come after it, and then leave their own ttl.
-func (s *leaseState) renewedLate(sent time.Time, ttl time.Duration) {
+func (s *leaseState) renewedLate(sent time.Time, ttl, asked time.Duration) bool {
 	s = s.lock()
 	defer s.mu.Unlock()
 	if s.over != nil || sent.Before(s.answered) {
-		return
+		return false
 	}
+	s.takeAskedLocked(sent, asked)
+	s.dropDoubtsLocked(sent)
 	if s.trying > 0 {
 		ttl = min(ttl, s.trying)
 	}
@@ -559,6 +581,7 @@ func (s *leaseState) renewedLate(sent time.Time, ttl time.Duration) {
 		}
 		s.tellKeepers()
 	}
+	return true
 }
 
 // tried says that no renewal is made any more.
@@ -670,8 +693,7 @@ func (l *Lock) renewOnce(
 	state.tried()
 	if c := unheard(err); c != nil {
 		l.server.late(c, func(r reply, err error) {
-			if err == nil && r.status == statusDone {
-				state.renewedLate(r.sent, ttl)
+			if err == nil && r.status == statusDone && state.renewedLate(r.sent, ttl, asked) {
 				late(r, nil)
 			}
 			close(over)

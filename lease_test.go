@@ -786,3 +786,46 @@ func TestRenew_wakesNobodyIfTheLeaseGetsNoShorter(t *testing.T) {
 		require.Equal(t, "lock:42", (<-ear.Channel()).Payload)
 	})
 }
+
+// The reply comes when its attempt was given up. The ttl that it brings is kept.
+func TestKeepAlive_keepsTheTTLOfARenewalThatWasAnsweredLate(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		lease := mustAcquire(t, l, "42", 10*time.Second)
+		require.NoError(t, l.Renew(t.Context(), lease, 10*time.Second))
+		kept, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		way.slow(1500 * time.Millisecond)
+		require.NoError(t, l.Renew(t.Context(), lease, time.Minute))
+		way.slow(0)
+		pass(30 * time.Second)
+		require.NoError(t, kept.Err())
+		require.Greater(t, m.TTL("lock:42"), 20*time.Second)
+	})
+}
+
+// The caller's ctx is that of another lease, which is released meanwhile.
+func TestRenew_whoseContextEndsByAReleaseIsNoLoss(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		l := m.lock(t, way)
+		other, lease := mustAcquire(t, l, "other", time.Minute), mustAcquire(t, l, "42", time.Minute)
+		require.NoError(t, l.Renew(t.Context(), lease, time.Minute))
+		kept, stop := l.KeepAlive(t.Context(), other)
+		defer stop()
+		hang := make(chan struct{})
+		way.afterScript(once(isRenew, func() error {
+			<-hang
+			return nil
+		}))
+		renewed := make(chan error, 1)
+		go func() { renewed <- l.Renew(kept, lease, time.Minute) }()
+		synctest.Wait()
+		require.NoError(t, l.Release(t.Context(), other))
+		err := <-renewed
+		require.ErrorIs(t, err, context.Canceled)
+		require.NotErrorIs(t, err, redfour.ErrExpired)
+		close(hang)
+	})
+}

@@ -628,9 +628,16 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 	bounded, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
 	var f failures
-	began := time.Now()
+	var refused time.Time // when Redis first refused the password; zero: the last attempt was not
 	again := func(v verdict) bool {
-		return v.transient() && (v != unauthenticated || !l.server.lasts(time.Since(began)))
+		if v != unauthenticated {
+			refused = time.Time{}
+			return v.transient()
+		}
+		if refused.IsZero() {
+			refused = time.Now()
+		}
+		return !l.server.lasts(time.Since(refused))
 	}
 	var e echo
 	err := repeat(bounded, l.life, until, again, func() error {
@@ -644,7 +651,7 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 		return f.note(err)
 	})
 	switch {
-	case errors.Is(err, errReleased):
+	case judge(err) == lost && errors.Is(err, errReleased): // and not the cause of ctx, which may be another lease's
 		return fmt.Errorf("%w: %w", ErrExpired, errReleased)
 	case err != nil:
 		return l.orClosed(f.sum(ctx))

@@ -163,6 +163,20 @@ func TestWithMaxHold_countsFromTheFirstKeepAliveOfALeaseFromElsewhere(t *testing
 }
 
 // A caller that renews by hand is there, and means it. The context ends all the same.
+// A third of the ttl passes before the bound, so that another renewal is due.
+func TestWithMaxHold_doesNotCutBackARenewalByHand(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		l := newLock(t, m.client(t), redfour.WithMaxHold(10*time.Second))
+		lease := mustAcquire(t, l, "42", 3*time.Second)
+		kept, stop := l.KeepAlive(t.Context(), lease)
+		defer stop()
+		pass(time.Second)
+		require.NoError(t, l.Renew(t.Context(), lease, 15*time.Second))
+		<-kept.Done()
+		require.Greater(t, m.TTL("lock:42"), 5*time.Second)
+	})
+}
+
 func TestWithMaxHold_doesNotBoundARenewalByHand(t *testing.T) {
 	bubble(t, func(t *testing.T, m *mini) {
 		l := newLock(t, m.client(t), redfour.WithMaxHold(10*time.Second))

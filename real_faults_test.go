@@ -1185,5 +1185,5 @@ func TestReal_aServerThatStallsKeepsItsConnections(t *testing.T) {
 	}
 	calls.Wait()
 	require.LessOrEqual(t, way.dials()-before, 20)
-	require.GreaterOrEqual(t, client.PoolStats().IdleConns, uint32(80))
+	require.GreaterOrEqual(t, client.PoolStats().TotalConns, uint32(75), "a sweep would have closed all but those in use")
 }
