@@ -514,6 +514,9 @@ func (s *subscriber) comesLate(ln *line, ttl time.Duration, q *quest, p place, r
 	}
 	ln.doubtLocked(p.entry, err)
 	ln.queued = ln.queued || p.entry != "" && !brings // The entry is the same as then, because pending kept it.
+	if ln.queued && ln.waiters.Len() > 0 && !s.server.mayQueue() {
+		s.wakeLocked(ln, false) // It leaves the queue, which the attempt has kept it from.
+	}
 	s.clearLocked(ln)
 }
 

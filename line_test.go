@@ -1397,3 +1397,27 @@ func TestWaitAcquire_aGrantIsFoundWhenTheQueueRefusesAnEntry(t *testing.T) {
 		require.NoError(t, (<-got).err)
 	})
 }
+
+// A release by another Lock grants the lock to a member that is queued. Its release
+// must not leave the waiters behind that are not in the queue.
+func TestRelease_byAnotherLockWakesTheWaitersBehindTheHolderThoughItGrants(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		a, b, c := m.lock(t), m.lock(t), m.lock(t)
+		lease := mustAcquire(t, b, "42", time.Hour)
+		first := inLine(t.Context(), t, m, a, time.Hour)
+		second := inLine(t.Context(), t, m, a, time.Hour)
+		require.NoError(t, b.Release(t.Context(), lease))
+		r := <-first
+		require.NoError(t, r.err)
+		granted := inLine(t.Context(), t, m, c, time.Hour)
+		require.Len(t, m.queued(t), 1)
+		require.NoError(t, b.Release(t.Context(), r.lease))
+		r = <-granted
+		require.NoError(t, r.err)
+		pass(10 * time.Millisecond)
+		require.NoError(t, c.Release(t.Context(), r.lease))
+		r = <-second
+		require.NoError(t, r.err)
+		require.Less(t, r.after, time.Second)
+	})
+}

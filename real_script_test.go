@@ -356,6 +356,9 @@ func (s releaseStep) predict(o *oracle, now int64) scriptAnswer {
 			default:
 				a = scriptAnswer{status: isDone, timed: true}
 			}
+			if s.foreign {
+				o.publish()
+			}
 			o.grant(e, index, hops, now)
 			return a
 		}
@@ -363,6 +366,9 @@ func (s releaseStep) predict(o *oracle, now int64) scriptAnswer {
 	if s.heir == "" {
 		o.free()
 		return scriptAnswer{status: isDone}
+	}
+	if s.foreign {
+		o.publish()
 	}
 	o.hold(index, s.heir, hops, s.ttl, s.owner)
 	switch {

@@ -229,7 +229,8 @@ return {1, 0, 0, 0}
 //
 // Every waiting process of the namespace gets that message, so it is sent only where a waiter may need it. A member
 // that waits is in the queue, or looks when its subscription is confirmed; or it waits for its own process, which
-// wakes it. A waiter that knows no queue listens to releases, and not to the members channel. If the
+// wakes it. A caller that is another process is said to be so, and is published also if it hands the lock on: the
+// next release would not be. A waiter that knows no queue listens to releases, and not to the members channel. If the
 // queue was not empty, its entries may belong to members that Redis took for dead. A lease that is gone may have gone
 // with its queue, so those answers are always published. So is a release that no
 // client listens to, which costs nothing: some services count no subscribers.
@@ -268,7 +269,8 @@ if not mine then
   return {-2, tonumber(held[1]) or 0, left, 0}
 end
 
-local status, announce = 1, not KEYS[3] or #ARGV > 5 and ARGV[5] == "1"
+local foreign = #ARGV > 5 and ARGV[5] == "1"
+local status, announce = 1, foreign or not KEYS[3]
 if KEYS[3] and (next or redis.pcall("LINDEX", KEYS[3], 0)) then
   announce = true
   local last, time = redis.pcall("GET", KEYS[2]) or "0", redis.pcall("TIME")
@@ -284,9 +286,11 @@ if KEYS[3] and (next or redis.pcall("LINDEX", KEYS[3], 0)) then
   end
 
   local function lease(token, ttl, owner)
-    return type(redis.pcall("PEXPIRE", KEYS[1], ttl)) == "number"
+    local made = type(redis.pcall("PEXPIRE", KEYS[1], ttl)) == "number"
       and redis.pcall("SET", KEYS[2], id).ok
       and type(redis.pcall("HSET", KEYS[1], "index", id, "token", token, "hops", hops, "owner", owner)) == "number"
+    if made and foreign then redis.pcall("PUBLISH", release, name) end
+    return made
   end
   if status == 1 and index < 2^53 then
     local entry, more, popped = ARGV[9] or "", ARGV[10] == "1", false
@@ -722,8 +726,9 @@ func (s *server) fallBack(reason string) {
 
 // noteRight takes the outcome of a script that used the queue.
 func (s *server) noteRight(err error) {
-	if err == nil && s.refused.Load() != nil && s.mayQueue() {
-		s.refused.Store(nil)
+	refused := s.refused.Load()
+	if err == nil && refused != nil && time.Since(*refused) > deniedPause {
+		s.refused.CompareAndSwap(refused, nil)
 	}
 }
 
