@@ -602,8 +602,8 @@ func (l *Lock) waitConfirmed(ctx context.Context, id string, ttl time.Duration) 
 // lease: if the lock is free, or the lease was released here, the error matches
 // [ErrExpired]; if another lease holds it, [ErrConflict]. It does not wait for replicas.
 //
-// While Redis cannot be reached it tries again until the lease's deadline, or
-// for 5 s if that is not known. A password that Redis refuses is tried again for as
+// While Redis cannot be reached, or takes no writes for now, it tries again until
+// the lease's deadline, or for 5 s if that is not known. A password that Redis refuses is tried again for as
 // long, but for at most 5 s unless the client has a credentials provider. Any other error says what is in the way; where it
 // says that the outcome is unknown, Deadline is the earlier of the old and the
 // new one, and a later renewal counts for at most this ttl until 5 s after the client
@@ -665,7 +665,7 @@ func (l *Lock) renew(ctx context.Context, key leaseKey, state *leaseState, ttl t
 // names it and matches neither. Release stops a
 // [Lock.KeepAlive] of the lease first. It works after [Lock.Close], too.
 //
-// While Redis cannot be reached or refuses the password, Release tries again until the lease's deadline, for at
+// While Redis cannot be reached, takes no writes for now or refuses the password, Release tries again until the lease's deadline, for at
 // most 5 s; past the deadline it makes one attempt of at most a second, or of 2 s
 // where Redis was slow to answer before. A lock must
 // not stay behind because a request has ended, so this goes on in the background

@@ -103,7 +103,7 @@ func WithReplicas(n int, timeout time.Duration) Option {
 
 // WithMaxHold bounds for how long a lease is kept alive, so that a section that hangs
 // does not hold its lock for ever. [Lock.WithLock] and [Lock.KeepAlive] renew a lease so
-// that it ends in Redis d after it was acquired, plus the time of one request at most.
+// that it ends in Redis d after it was acquired, plus the time that its acquisition took.
 // Their context ends just before, at [Lease.Deadline] or earlier, with a cause that
 // matches [ErrMaxHold] and [ErrNotHeld]. The lock is not released then, because the
 // function of WithLock may still be running: the lease runs out, and the lock goes on as
