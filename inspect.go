@@ -114,7 +114,8 @@ func (l *Lock) forceRelease(ctx context.Context, id string, index int64) error {
 		l: l, key: leaseKey{id, r.index, r.token()}, state: &leaseState{deadline: r.sent.Add(r.left)}, began: time.Now(),
 	}
 	err = forced.run(ctx)
-	if index == 0 && errors.Is(err, ErrNotHeld) && ctx.Err() == nil { // The cause of ctx may be another lease's loss.
+	// The cause of ctx may be another lease's loss. Then err matches ctx.Err() as well.
+	if index == 0 && errors.Is(err, ErrNotHeld) && (ctx.Err() == nil || !errors.Is(err, ctx.Err())) {
 		return nil
 	}
 	return err

@@ -942,3 +942,24 @@ type proxyError string
 
 func (e proxyError) Error() string { return string(e) }
 func (proxyError) RedisError()     {}
+
+// Another lease has the lock by the time that the release runs, and ctx ends
+// before the answer is there. The lease that was to be ended is gone.
+func TestForceRelease_ofAnyLeaseSucceedsIfItIsGoneThoughItsContextEnds(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mini) {
+		way := new(link)
+		a, operator := m.lock(t), m.lock(t, way)
+		lease := mustAcquire(t, a, "42", time.Minute)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		way.beforeScript(once(isRelease, func() error {
+			if err := a.Release(t.Context(), lease); err != nil {
+				return err
+			}
+			_, err := a.Acquire(t.Context(), "42", time.Minute)
+			cancel()
+			return err
+		}))
+		require.NoError(t, operator.ForceRelease(ctx, "42", 0))
+	})
+}
