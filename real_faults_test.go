@@ -1131,15 +1131,22 @@ func warm(t *testing.T, l *redfour.Lock, calls int) {
 	group.Wait()
 }
 
-func TestReal_connectionsThatDiedSilentlyCostOneSecond(t *testing.T) {
-	t.Parallel()
-	r := startReal(t)
-	way := new(link)
+// startWithWidePool starts a server that knows the scripts, and a Lock whose client may
+// have 100 connections.
+func startWithWidePool(t *testing.T) (*realRedis, *link, *redis.Client, *redfour.Lock) {
+	t.Helper()
+	r, way := startReal(t), new(link)
 	o := r.options(way)
 	o.PoolSize = 100
 	client := newClient(t, o, way)
 	l := newLock(t, client)
 	require.NoError(t, l.Release(t.Context(), mustAcquire(t, l, "scripts are known", time.Hour)))
+	return r, way, client, l
+}
+
+func TestReal_connectionsThatDiedSilentlyCostOneSecond(t *testing.T) {
+	t.Parallel()
+	_, way, client, l := startWithWidePool(t)
 
 	stand(t, client, way, 80, 20)
 	start := time.Now()
@@ -1164,13 +1171,7 @@ func TestReal_connectionsThatDiedSilentlyCostOneSecond(t *testing.T) {
 // themselves, but for one a second.
 func TestReal_aServerThatStallsKeepsItsConnections(t *testing.T) {
 	t.Parallel()
-	r := startReal(t)
-	way := new(link)
-	o := r.options(way)
-	o.PoolSize = 100
-	client := newClient(t, o, way)
-	l := newLock(t, client)
-	require.NoError(t, l.Release(t.Context(), mustAcquire(t, l, "scripts are known", time.Hour)))
+	r, way, client, l := startWithWidePool(t)
 	stand(t, client, way, 80, 0)
 	before := way.dials()
 	require.NoError(t, r.admin.Do(t.Context(), "client", "pause", 3000, "all").Err())
@@ -1185,5 +1186,5 @@ func TestReal_aServerThatStallsKeepsItsConnections(t *testing.T) {
 	}
 	calls.Wait()
 	require.LessOrEqual(t, way.dials()-before, 20)
-	require.GreaterOrEqual(t, client.PoolStats().TotalConns, uint32(75), "a sweep would have closed all but those in use")
+	require.GreaterOrEqual(t, client.PoolStats().TotalConns, uint32(80), "some may be in use")
 }

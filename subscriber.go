@@ -392,20 +392,24 @@ func (n *subscription) lookAround(ctx context.Context) {
 func (n *subscription) add(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
-	subscribe := n.pubsub.Subscribe
-	if !n.plain {
-		subscribe = n.pubsub.SSubscribe
-	}
 	for _, b := range n.subscriber.bucketsOf(n.ear) {
 		asked := n.register(b)
 		if asked == nil {
 			continue
 		}
-		if err := subscribe(ctx, asked...); err != nil {
+		if err := n.subscribe(ctx, asked); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// subscribe asks for channels of one bucket.
+func (n *subscription) subscribe(ctx context.Context, channels []string) error {
+	if n.plain {
+		return n.pubsub.Subscribe(ctx, channels...)
+	}
+	return n.pubsub.SSubscribe(ctx, channels...)
 }
 
 // register returns the channels of a bucket, if the subscription has not asked for them. The last, if there are
@@ -436,10 +440,6 @@ func (n *subscription) channelsOf(b *bucket) []string {
 func (n *subscription) askForMore(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, pingEvery)
 	defer cancel()
-	subscribe := n.pubsub.Subscribe
-	if !n.plain {
-		subscribe = n.pubsub.SSubscribe
-	}
 	for _, b := range n.subscriber.bucketsOf(n.ear) {
 		more := n.channelsOf(b)[1:]
 		n.mu.Lock()
@@ -447,7 +447,7 @@ func (n *subscription) askForMore(ctx context.Context) error {
 			n.channels[name] = channel{bucket: b, inbox: i == 1}
 		}
 		n.mu.Unlock()
-		if err := subscribe(ctx, more...); err != nil {
+		if err := n.subscribe(ctx, more); err != nil {
 			return err
 		}
 	}
